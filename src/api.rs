@@ -45,7 +45,9 @@ pub use jobs::{item_format, job_shown};
 pub use router::{openapi, router, router_with};
 
 pub(crate) use ask::{Asked, Reply, ask};
+pub(crate) use body::collect;
 pub(crate) use browser::{is_cross_site, is_trusted_host};
+pub(crate) use buffered::Buffered;
 pub(crate) use error::ApiError;
 pub(crate) use incoming::observer;
 pub(crate) use leases::release;

@@ -181,8 +181,8 @@ impl Dispatcher {
         self.background.conversation(key.sha256(), previous)
     }
 
-    /// How many calls may be in flight, as the settings say now.
-    pub fn slots(&self) -> usize {
+    /// How many calls may be in flight at once, as the settings say now.
+    pub fn concurrency_limit(&self) -> usize {
         self.limiter.concurrency_limit()
     }
 

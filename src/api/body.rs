@@ -58,7 +58,10 @@ pub(super) async fn buffer(
 
 /// Reads a body of at most `limit` bytes, and probably `expected` bytes. Its share of the memory grows as
 /// the body arrives, so a large `Content-Length` alone takes none.
-async fn collect(
+///
+/// # Errors
+/// 400 if the body is incomplete, 413 if it is too large, 503 if the memory budget is used up.
+pub(crate) async fn collect(
     mut body: Body,
     limit: usize,
     expected: usize,

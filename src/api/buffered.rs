@@ -11,7 +11,7 @@ use crate::memory::Share;
 const LARGE_BODY: usize = 256 * 1024;
 
 /// A whole body, and its share of the memory budget.
-pub(super) struct Buffered {
+pub(crate) struct Buffered {
     pub bytes: Bytes,
     pub share: Share,
 }

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use axum::body::Body;
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use http_body_util::{BodyExt, Limited};
+use http::{HeaderMap, StatusCode};
 use tokio::time::timeout;
 use url::form_urlencoded;
 
 use super::failure::PageError;
+use crate::api::{ApiError, Buffered, collect};
 use crate::gateway::Gateway;
 use crate::memory::Share;
 
@@ -44,10 +44,11 @@ impl Form {
         if !is_form.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(FORM)) {
             return Err(PageError::not_a_form());
         }
-        let mut share = gateway.bodies.share();
-        let body = timeout(gateway.config.client_timeout, whole(body, &mut share));
-        let body = body.await.map_err(|_| PageError::form_too_slow())??;
-        let fields = form_urlencoded::parse(&body).into_owned().take(MAX_FIELDS).collect();
+        let body = collect(body, MAX_FORM, MAX_FORM, gateway.bodies.share());
+        let body = timeout(gateway.config.client_timeout, body).await;
+        let Buffered { bytes, share } =
+            body.map_err(|_| PageError::form_too_slow())?.map_err(not_read)?;
+        let fields = form_urlencoded::parse(&bytes).into_owned().take(MAX_FIELDS).collect();
         Ok(Self { fields, _share: share })
     }
 
@@ -57,17 +58,12 @@ impl Form {
     }
 }
 
-/// Reads a whole body. Its share of the memory grows as it arrives.
-async fn whole(body: Body, share: &mut Share) -> Result<Vec<u8>, PageError> {
-    let (mut body, mut whole) = (Limited::new(body, MAX_FORM), Vec::new());
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| PageError::form_too_large())?;
-        if let Ok(piece) = frame.into_data() {
-            share.grow(piece.len())?;
-            whole.extend_from_slice(&piece);
-        }
+/// The error of a form that was not read whole. One that is too large may also break off.
+fn not_read(error: ApiError) -> PageError {
+    match error.table_code().status() {
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST => PageError::form_too_large(),
+        _ => error.into(),
     }
-    Ok(whole)
 }
 
 impl fmt::Debug for Form {

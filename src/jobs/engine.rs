@@ -127,7 +127,7 @@ struct Shared {
 impl Shared {
     /// How many items a job has in memory, apart from those that were put off.
     fn window(&self) -> usize {
-        self.dispatcher.slots().saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW)
+        self.dispatcher.concurrency_limit().saturating_mul(WINDOW_PER_SLOT).max(MIN_WINDOW)
     }
 }
 

@@ -37,6 +37,7 @@ pub use queue::QueueTicket;
 /// the accounts with their quotas.
 #[derive(Debug)]
 pub struct Limiter {
+    /// When it was made. Times that are kept as numbers count from then.
     began: Instant,
     store: Arc<dyn Store>,
     global: Arc<dyn Semaphore>,
@@ -177,7 +178,7 @@ impl Limiter {
         max_waiting: usize,
         plan: QuotaPlan,
     ) -> Result<(), StoreUnavailable> {
-        if limit != self.accounts.ceiling() {
+        if limit != self.concurrency_limit() {
             self.store.set_global(limit).await?;
         }
         self.max_waiting.store(max_waiting, Ordering::Relaxed);

@@ -102,7 +102,7 @@ impl JobStatus {
         let Progress { succeeded, failed, .. } = job.progress;
         let unanswered = job.unanswered();
         // A job that is paused may have calls in flight yet.
-        let in_flight = gateway.jobs.in_flight(job, gateway.dispatcher.slots());
+        let in_flight = gateway.jobs.in_flight(job, gateway.dispatcher.concurrency_limit());
         let running = if job.state.has_ended() { 0 } else { in_flight.min(unanswered) };
         let waiting = if job.state.has_ended() { 0 } else { unanswered - running };
         let rate = match job.state {

@@ -72,13 +72,13 @@ impl Unrecorded {
     }
 
     fn is_below_most(&self) -> bool {
-        let most = self.dispatcher.slots().saturating_mul(PER_SLOT).max(LEAST);
+        let most = self.dispatcher.concurrency_limit().saturating_mul(PER_SLOT).max(LEAST);
         self.results.load(Ordering::Relaxed) < most
             && self.bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
     }
 
     fn longest_wait(&self) -> Duration {
-        let slots = u64::try_from(self.dispatcher.slots()).unwrap_or(u64::MAX).max(1);
+        let slots = u64::try_from(self.dispatcher.concurrency_limit()).unwrap_or(u64::MAX).max(1);
         Duration::from_micros(self.call.load(Ordering::Relaxed) / slots / 2)
     }
 

@@ -111,8 +111,8 @@ impl<'a> Waits<'a> {
         }
     }
 
-    fn end(&mut self, limit: HeldBy) {
-        let Some(since) = self.since.take() else { return };
+    fn end(&mut self, limit: HeldBy, since: Instant) {
+        self.since = None;
         if limit != HeldBy::ConcurrencyLimit {
             self.held_up_since.end();
         }
@@ -151,7 +151,7 @@ impl<F: Future> Future for During<'_, '_, F> {
         let result = this.wait.poll(context);
         match (&result, this.waits.since) {
             (Poll::Pending, None) => this.waits.begin(*this.limit),
-            (Poll::Ready(_), Some(_)) => this.waits.end(*this.limit),
+            (Poll::Ready(_), Some(since)) => this.waits.end(*this.limit, since),
             (Poll::Pending, Some(_)) | (Poll::Ready(_), None) => {}
         }
         result

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, Either, ready};
+use futures_util::future::{BoxFuture, Either, Ready, ready};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::Reserved;
@@ -23,7 +23,11 @@ pub(super) const BRIEF_HOLD: Duration = Duration::from_millis(100);
 /// other calls have used the quota up during an earlier such wait.
 const LONG_HOLD: Duration = Duration::from_secs(60);
 
+/// The outcome of a try to reserve; `None` if the call has to wait.
+type Tried = Result<Option<Reservation>, Refused>;
+
 impl QueueTicket {
+    /// Reserves what a call costs of the model's quotas, and of what its payer may spend if that has a limit.
     pub(super) async fn reserve(
         &self,
         account: &Account,
@@ -35,7 +39,9 @@ impl QueueTicket {
             // Boxed, so that calls without a limit on their spend take no memory for it.
             return Box::pin(self.reserve_both(line, account, spend, estimate, deadline)).await;
         }
-        if let Some(quota) = self.try_reserve(account.budget(), estimate, deadline).await? {
+        if let Some(quota) =
+            self.try_reserve(account.budget(), estimate, estimate.cost, deadline).await?
+        {
             return Ok(Reserved { quota, spend: None });
         }
         let _waiting = self.join_queue()?;
@@ -43,45 +49,33 @@ impl QueueTicket {
         Ok(Reserved { quota, spend: None })
     }
 
-    /// Reserves if there is room and nothing waits.
+    /// Reserves this cost, or what [`Estimate::within`] says instead, if there is room and nothing waits.
     // Not an `async fn`: each layer of futures copies what it is given, and most calls need none here.
     fn try_reserve<'a>(
         &'a self,
         budget: &'a Arc<dyn BudgetAdmin>,
         estimate: &'a Estimate,
+        mut cost: Cost,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Option<Reservation>, Refused>> + 'a {
-        let mut cost = estimate.cost;
+    ) -> Either<Ready<Tried>, BoxFuture<'a, Tried>> {
         loop {
             let outcome = match Arc::clone(budget).try_reserve(cost, deadline) {
                 TryReserve::Ready(outcome) => outcome,
                 TryReserve::Pending(outcome) => {
-                    let reserve = self.try_reserve_in_store(outcome, budget, estimate, deadline);
-                    return Either::Right(Box::pin(reserve));
+                    return Either::Right(Box::pin(async move {
+                        match self.reserved_or_less(outcome.await, estimate, cost) {
+                            ControlFlow::Break(tried) => tried,
+                            ControlFlow::Continue(less) => {
+                                self.try_reserve(budget, estimate, less, deadline).await
+                            }
+                        }
+                    }));
                 }
             };
             match self.reserved_or_less(outcome, estimate, cost) {
-                ControlFlow::Break(result) => return Either::Left(ready(result)),
+                ControlFlow::Break(tried) => return Either::Left(ready(tried)),
                 ControlFlow::Continue(less) => cost = less,
             }
-        }
-    }
-
-    /// The same, with a first attempt that was requested from the store.
-    async fn try_reserve_in_store(
-        &self,
-        first: BoxFuture<'static, Result<Option<Reservation>, NotReserved>>,
-        budget: &Arc<dyn BudgetAdmin>,
-        estimate: &Estimate,
-        deadline: Instant,
-    ) -> Result<Option<Reservation>, Refused> {
-        let (mut outcome, mut cost) = (first.await, estimate.cost);
-        loop {
-            match self.reserved_or_less(outcome, estimate, cost) {
-                ControlFlow::Break(result) => return result,
-                ControlFlow::Continue(less) => cost = less,
-            }
-            outcome = Arc::clone(budget).try_reserve(cost, deadline).result().await;
         }
     }
 
@@ -91,7 +85,7 @@ impl QueueTicket {
         outcome: Result<Option<Reservation>, NotReserved>,
         estimate: &Estimate,
         cost: Cost,
-    ) -> ControlFlow<Result<Option<Reservation>, Refused>, Cost> {
+    ) -> ControlFlow<Tried, Cost> {
         ControlFlow::Break(match outcome {
             Ok(reserved) => Ok(reserved),
             Err(NotReserved::Exhausted(reason)) => match estimate.within(reason, cost) {
@@ -121,14 +115,15 @@ impl QueueTicket {
     ) -> Result<Reserved, Refused> {
         let of_payer = estimate.of_payer();
         let mut waiting = None;
-        let quota = match self.try_reserve(account.budget(), estimate, deadline).await? {
-            Some(quota) => quota,
-            None => {
-                waiting = Some(self.join_queue()?);
-                reserve_in(line, account.budget(), estimate, deadline).await?
-            }
-        };
-        if let Some(spend) = self.try_reserve(spend, &of_payer, deadline).await? {
+        let quota =
+            match self.try_reserve(account.budget(), estimate, estimate.cost, deadline).await? {
+                Some(quota) => quota,
+                None => {
+                    waiting = Some(self.join_queue()?);
+                    reserve_in(line, account.budget(), estimate, deadline).await?
+                }
+            };
+        if let Some(spend) = self.try_reserve(spend, &of_payer, of_payer.cost, deadline).await? {
             return Ok(Reserved { quota, spend: Some(Box::new(spend)) });
         }
         drop(quota);

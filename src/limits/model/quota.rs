@@ -39,8 +39,8 @@ pub enum Window {
 /// A kind of quota: a resource and a window. Gemini counts spend for a billing account over all its
 /// models, and each other kind for a project and a model (Gemini API docs, rate limits).
 //
-// Four bytes: copying what holds one, with the padding after it, takes half the time that it takes with one
-// byte, because compilers copy seven bytes of padding as two words that overlap.
+// Four bytes: after one, compilers copy seven bytes of padding as two words that overlap, which stalls a
+// processor that has just written them. Admission copies a kind several times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum QuotaKind {

@@ -71,8 +71,11 @@ async fn failures(
     sql: &Sql<'_>,
     jobs: &[i64],
 ) -> Result<HashMap<i64, BTreeMap<String, Failures>>, Failure> {
-    let query = "SELECT job, code, count, example FROM job_failures WHERE job = ANY($1)";
     let mut failures: HashMap<i64, BTreeMap<String, Failures>> = HashMap::new();
+    if jobs.is_empty() {
+        return Ok(failures);
+    }
+    let query = "SELECT job, code, count, example FROM job_failures WHERE job = ANY($1)";
     for found in sql.query(query, &[&jobs]).await? {
         let (count, example) = (unsigned(found.whole(2)?), unsigned(found.whole(3)?));
         let of_job = failures.entry(found.whole(0)?).or_default();

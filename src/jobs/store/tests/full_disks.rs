@@ -47,20 +47,7 @@ async fn in_a_small_folder() {
     let first = record(&store, job.number, (0..10).map(answered).collect()).await;
     // An upload that does not fit.
     let number = store.begin(new_job(), replica("a")).await.unwrap();
-    let noise = || -> Bytes {
-        let mut line: Vec<_> = (0..200_000).map(|_| fastrand::alphanumeric() as u8).collect();
-        line.push(b'\n');
-        line.into()
-    };
-    let mut full = None;
-    for first in 0..100 {
-        let block = NewBlock { first, lines: noise(), items: 1 };
-        full = store.append(number, vec![block]).await.err();
-        if full.is_some() {
-            break;
-        }
-    }
-    assert!(matches!(full, Some(StoreError::Full(_))), "{full:?}");
+    append_until_full(&store, number, 100).await;
     // What was recorded is there, and can be read.
     assert_eq!(self::job(&store, &job).await.progress, first.progress);
     assert_eq!(indices(&store, job.number, Order::Completion, false).await.len(), 10);
@@ -107,16 +94,7 @@ async fn in_a_folder_that_uploads_fill() {
     let job = upload(&store, new_job(), 1000).await;
     claim_all(&store, job.number, "a").await;
     let number = store.begin(new_job(), replica("a")).await.unwrap();
-    let mut full = None;
-    for first in 0..1000 {
-        let line: String = (0..200_000).map(|_| fastrand::alphanumeric()).collect();
-        let block = NewBlock { first, lines: format!("{line}\n").into(), items: 1 };
-        full = store.append(number, vec![block]).await.err();
-        if full.is_some() {
-            break;
-        }
-    }
-    assert!(matches!(full, Some(StoreError::Full(_))), "{full:?}");
+    append_until_full(&store, number, 1000).await;
     let results = (0..999).map(answered).collect();
     assert_eq!(record(&store, job.number, results).await.progress.succeeded, 999);
     store.abandon(number).await.unwrap();
@@ -153,6 +131,23 @@ async fn in_a_folder_without_room_to_delete() {
     let other = upload(&store, new_job(), 1).await;
     store.delete(other.number).await.unwrap();
     assert!(!contains(&folder, MARKER));
+}
+
+/// A line of 200 KB that cannot be compressed.
+fn noise() -> Bytes {
+    let line: String = (0..200_000).map(|_| fastrand::alphanumeric()).collect();
+    format!("{line}\n").into()
+}
+
+/// Adds blocks to an upload until the disk is full, which it must be before so many.
+async fn append_until_full(store: &Store, upload: JobNumber, most: u64) {
+    for first in 0..most {
+        let block = NewBlock { first, lines: noise(), items: 1 };
+        if let Err(error) = store.append(upload, vec![block]).await {
+            return assert!(matches!(error, StoreError::Full(_)), "{error:?}");
+        }
+    }
+    panic!("{most} blocks of 200 KB fit");
 }
 
 /// Changes the options with which a folder is mounted.
