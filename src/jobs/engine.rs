@@ -15,6 +15,7 @@
 //! | `memory` | the memory that the items of all jobs take |
 //! | `record` | results on their way to the store |
 //! | `unrecorded` | how many of them there may be |
+//! | `in_doubt` | how many calls there may be that a crash repeats |
 //! | `item` | an item in the bulk runner |
 //! | `lease` | whether claims are in force |
 //! | `backoff` | how long to wait before something is tried again |
@@ -22,6 +23,7 @@
 
 mod backoff;
 mod claims;
+mod in_doubt;
 mod item;
 mod lease;
 mod memory;
@@ -53,6 +55,7 @@ use crate::dispatch::Dispatcher;
 use crate::gemini::ApiKey;
 use crate::metrics::Metrics;
 
+use in_doubt::InDoubt;
 use lease::{Lease, Renewed};
 use memory::ItemMemory;
 use supervisor::Supervisor;
@@ -118,6 +121,7 @@ struct Shared {
     observer: Option<Arc<dyn JobObserver>>,
     /// The memory of the items of all runs.
     memory: Arc<ItemMemory>,
+    in_doubt: Arc<InDoubt>,
     lease: Arc<Lease>,
     renewals: watch::Sender<Arc<Renewed>>,
     reading: Trouble,
@@ -149,6 +153,7 @@ impl Engine {
             metrics,
             observer,
             memory: ItemMemory::new(large_items),
+            in_doubt: Arc::default(),
             lease: Arc::new(Lease::new(lease)),
             renewals: watch::Sender::default(),
             reading: Trouble::new(

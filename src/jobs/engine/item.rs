@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::in_doubt::CallInDoubt;
 use super::lease::Lease;
 use super::unrecorded::Unrecorded;
 use crate::dispatch::{Admitted, Call, CallError, CallObserver, CallSize, Dispatcher};
@@ -28,8 +29,8 @@ pub(super) struct JobItem {
 /// What became of an item.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// Its format tells.
-    With(ItemOutcome),
+    /// Its format tells. A call was made if it is in doubt.
+    With(ItemOutcome, Option<CallInDoubt>),
     /// It was not sent, because the claim may have been lost.
     NotSent,
     /// Its code panicked.
@@ -72,20 +73,21 @@ impl BulkItem for JobItem {
     }
 
     async fn send(self, _: &Dispatcher, call: Call, admitted: Admitted) -> Ended {
+        let in_doubt = self.unrecorded.begin_call().await;
         if !self.lease.is_in_force() {
             return Ended::NotSent;
         }
         let begin = Instant::now();
         let outcome = self.sender.send(call, admitted).await;
         self.unrecorded.note_call(begin.elapsed());
-        Ended::With(outcome)
+        Ended::With(outcome, Some(in_doubt))
     }
 
     fn refused(self, error: CallError) -> Ended {
         match error {
             // It has no deadline before it is admitted, so it waits on.
-            CallError::DeadlineExceeded => Ended::With(ItemOutcome::Later(None)),
-            error => Ended::With(self.sender.refused(error)),
+            CallError::DeadlineExceeded => Ended::With(ItemOutcome::Later(None), None),
+            error => Ended::With(self.sender.refused(error), None),
         }
     }
 
@@ -114,7 +116,9 @@ impl Outcomes<Ended> for Returned {
 impl Returned {
     /// Takes the outcome of an item.
     pub fn put(&self, index: u64, outcome: Ended) {
-        if let Ended::With(ItemOutcome::Done(answered) | ItemOutcome::Repeat(answered)) = &outcome {
+        if let Ended::With(ItemOutcome::Done(answered) | ItemOutcome::Repeat(answered), _) =
+            &outcome
+        {
             self.unrecorded.add(answered.line.len());
         }
         // It fails only if the run was dropped.

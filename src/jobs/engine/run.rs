@@ -2,7 +2,7 @@
 
 mod outcomes;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::Result as Caught;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::claims::Claims;
+use super::in_doubt::CallInDoubt;
 use super::item::{Ended, JobItem, Returned};
 use super::lease::Renewed;
 use super::record::Record;
@@ -82,6 +83,8 @@ pub(super) struct Run {
     claims: Claims,
     load: Arc<Load>,
     record: Record,
+    /// The calls whose results are to be recorded, by the index of their item, and when they ended.
+    in_doubt: HashMap<u64, (CallInDoubt, Instant)>,
     failing: Option<Failing>,
     /// Blocks that the last renewal showed and that are not in the window.
     stray: HashSet<u64>,
@@ -99,7 +102,7 @@ impl Run {
         let renewals = engine.renewals.subscribe();
         let observer = engine.observer.as_ref().map(|observer| observer.begins(&job));
         let load = engine.jobs.begin_run(job.number);
-        let unrecorded = Unrecorded::new(&engine.dispatcher, &engine.memory);
+        let unrecorded = Unrecorded::new(&engine.dispatcher, &engine.memory, &engine.in_doubt);
         let unrecorded = Arc::new(unrecorded);
         let claims = Claims::new(Arc::clone(&engine), job.number, job.spec.shared_bytes);
         Self {
@@ -122,6 +125,7 @@ impl Run {
             claims,
             load,
             record: Record::default(),
+            in_doubt: HashMap::new(),
             failing: None,
             stray: HashSet::new(),
         }

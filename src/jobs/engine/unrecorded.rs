@@ -1,13 +1,13 @@
-//! A job's results that are not recorded. A crash loses them, and their items are asked again, so they are
-//! kept few.
+//! A job's results that are not recorded. They are kept in memory, so they are kept few, and a crash loses
+//! them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
+use super::in_doubt::{CallInDoubt, InDoubt};
 use super::memory::ItemMemory;
 use crate::dispatch::Dispatcher;
 
@@ -16,59 +16,64 @@ use crate::dispatch::Dispatcher;
 const LEAST: usize = 16;
 const PER_SLOT: usize = 2;
 
-/// The shortest time that is waited for results to be recorded: clocks are not finer.
-const SHORTEST_WAIT: Duration = Duration::from_millis(2);
-
-/// The weight of a new call in the average time that calls take: one in so many.
-const WEIGHT: u64 = 8;
+/// The part of the time that a call takes for which it waits until earlier results are recorded, at most:
+/// one in so many.
+const WAITED: u32 = 4;
 
 /// The results of a run that are not recorded.
 #[derive(Debug)]
 pub(super) struct Unrecorded {
     dispatcher: Arc<Dispatcher>,
     memory: Arc<ItemMemory>,
+    in_doubt: Arc<InDoubt>,
     results: AtomicUsize,
     bytes: AtomicUsize,
     fewer: Notify,
-    /// How long calls take on average, in microseconds.
-    call: AtomicU64,
+    call_takes: Average,
+    recording_takes: Average,
 }
+
+/// About how long something took the last times, in microseconds. 0: not known.
+#[derive(Debug, Default)]
+struct Average(AtomicU64);
 
 impl Unrecorded {
     /// None yet, of calls that this dispatcher makes.
-    pub fn new(dispatcher: &Arc<Dispatcher>, memory: &Arc<ItemMemory>) -> Self {
+    pub fn new(
+        dispatcher: &Arc<Dispatcher>,
+        memory: &Arc<ItemMemory>,
+        in_doubt: &Arc<InDoubt>,
+    ) -> Self {
         Self {
             dispatcher: Arc::clone(dispatcher),
             memory: Arc::clone(memory),
+            in_doubt: Arc::clone(in_doubt),
             results: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             fewer: Notify::new(),
-            call: AtomicU64::new(0),
+            call_takes: Average::default(),
+            recording_takes: Average::default(),
         }
     }
 
-    /// Waits until there are few enough results for another call. While calls are slow and the store is
-    /// not, there are none: the next call waits for its slot only when all is recorded. So a crash repeats
-    /// one call more than there are slots at most. The wait ends after half the time between two answers,
-    /// so that a slow store takes no slot from a job.
+    /// Waits until there are few enough results for another call.
     pub async fn room(&self) {
-        self.until(|this| this.is_below_most()).await;
-        let longest = self.longest_wait();
-        if longest >= SHORTEST_WAIT && self.results.load(Ordering::Relaxed) > 0 {
-            let recorded = self.until(|this| this.results.load(Ordering::Relaxed) == 0);
-            // It goes on either way.
-            let _ = timeout(longest, recorded).await;
-        }
-    }
-
-    async fn until(&self, is_so: impl Fn(&Self) -> bool) {
         loop {
             let fewer = self.fewer.notified();
-            if is_so(self) {
+            if self.is_below_most() {
                 return;
             }
             fewer.await;
         }
+    }
+
+    /// Counts a call that has been admitted as in doubt, from now until its result is recorded. There are
+    /// no more of them than slots, so that a crash repeats no more: the call waits for earlier results. It
+    /// has its slot meanwhile. So it does not wait if calls take less than four times as long as recording.
+    pub async fn begin_call(&self) -> CallInDoubt {
+        let longest = self.call_takes.get() / WAITED;
+        let longest = if self.recording_takes.get() <= longest { longest } else { Duration::ZERO };
+        self.in_doubt.begin(self.dispatcher.concurrency_limit(), longest).await
     }
 
     fn is_below_most(&self) -> bool {
@@ -77,18 +82,14 @@ impl Unrecorded {
             && self.bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
     }
 
-    fn longest_wait(&self) -> Duration {
-        let slots = u64::try_from(self.dispatcher.concurrency_limit()).unwrap_or(u64::MAX).max(1);
-        Duration::from_micros(self.call.load(Ordering::Relaxed) / slots / 2)
-    }
-
     /// Notes how long a call took.
     pub fn note_call(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let average = self.call.load(Ordering::Relaxed);
-        let average = average - average / WEIGHT + took / WEIGHT;
-        // Another call may be noted meanwhile, and one of them is lost.
-        self.call.store(average, Ordering::Relaxed);
+        self.call_takes.note(took);
+    }
+
+    /// Notes how long it took from a call's end until its result was recorded.
+    pub fn note_recording(&self, took: Duration) {
+        self.recording_takes.note(took);
     }
 
     /// Counts a result of so many bytes that is to be recorded.
@@ -102,6 +103,25 @@ impl Unrecorded {
         self.results.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.fewer.notify_waiters();
+    }
+}
+
+impl Average {
+    /// The weight of the last time: one in so many.
+    const WEIGHT: u64 = 8;
+
+    fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        // If another time is noted meanwhile, one of the two is lost.
+        let average = match self.0.load(Ordering::Relaxed) {
+            0 => took,
+            average => average - average / Self::WEIGHT + took / Self::WEIGHT,
+        };
+        self.0.store(average, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -120,28 +140,31 @@ mod tests {
         engine::tests::dispatcher(&limiter, &metrics)
     }
 
-    async fn waited(unrecorded: &Unrecorded) -> Duration {
-        let begin = Instant::now();
-        unrecorded.room().await;
-        begin.elapsed()
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn the_next_of_slow_calls_waits_until_results_are_recorded_but_not_for_long() {
-        let unrecorded = Unrecorded::new(&dispatcher(8), &ItemMemory::new(0));
-        unrecorded.add(1);
-        assert_eq!(waited(&unrecorded).await, Duration::ZERO, "nothing is known of calls");
-        (0..100).for_each(|_| unrecorded.note_call(Duration::from_secs(1)));
-        let longest = waited(&unrecorded).await;
-        assert!((60..=63).contains(&longest.as_millis()), "{longest:?}");
-        let recorded = async {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            unrecorded.subtract(1);
+    async fn a_call_beyond_the_slots_waits_for_a_quarter_of_a_call_if_recording_is_quicker() {
+        let memory = ItemMemory::new(0);
+        let unrecorded = Unrecorded::new(&dispatcher(2), &memory, &Arc::default());
+        let waited = async || {
+            let begin = Instant::now();
+            let call = unrecorded.begin_call().await;
+            (call, begin.elapsed().as_millis())
         };
-        let (waited, ()) = tokio::join!(waited(&unrecorded), recorded);
-        assert_eq!(waited, Duration::from_millis(5));
-        unrecorded.add(1);
-        (0..100).for_each(|_| unrecorded.note_call(Duration::from_millis(20)));
-        assert_eq!(self::waited(&unrecorded).await, Duration::ZERO, "calls are quick");
+        let (_first, at_once) = waited().await;
+        assert_eq!(at_once, 0, "there are two slots");
+        let (second, at_once) = waited().await;
+        assert_eq!(at_once, 0, "there are two slots");
+        let (third, unknown) = waited().await;
+        assert_eq!(unknown, 0, "nothing is known of calls");
+        unrecorded.note_call(Duration::from_secs(1));
+        unrecorded.note_recording(Duration::from_millis(250));
+        let (fourth, quick) = waited().await;
+        assert!((250..=251).contains(&quick), "{quick}");
+        unrecorded.note_recording(Duration::from_millis(300));
+        let (fifth, slow) = waited().await;
+        assert_eq!(slow, 0, "recording takes longer");
+        drop((second, third, fourth, fifth));
+        unrecorded.note_recording(Duration::ZERO);
+        let (_sixth, at_once) = waited().await;
+        assert_eq!(at_once, 0, "one call is in doubt");
     }
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{Order, Prepared, Run};
 use crate::jobs::engine::backoff;
+use crate::jobs::engine::in_doubt::CallInDoubt;
 use crate::jobs::engine::item::{Ended, JobItem};
 use crate::jobs::item::ItemOutcome;
 use crate::jobs::model::{Answered, Job, JobState};
@@ -31,7 +32,7 @@ impl Run {
             }
             // It is prepared again when items may be sent.
             (Ok(Ok(_)), None) => self.window.take_back(index),
-            (Ok(Err(outcome)), _) => self.returned.put(index, Ended::With(outcome)),
+            (Ok(Err(outcome)), _) => self.returned.put(index, Ended::With(outcome, None)),
             (Err(_), _) => self.returned.put(index, Ended::Panicked),
         }
     }
@@ -39,26 +40,26 @@ impl Run {
     /// Takes the outcome of an item.
     pub(super) fn take(&mut self, index: u64, ended: Ended) {
         let now = Instant::now();
-        let outcome = match ended {
-            Ended::With(outcome) => outcome,
+        let (outcome, in_doubt) = match ended {
+            Ended::With(outcome, in_doubt) => (outcome, in_doubt),
             Ended::NotSent => return self.window.take_back(index),
             Ended::Panicked => {
                 let Some(line) = self.window.line(index) else { return };
                 let answered = self.reader.internal_error(index, &line);
                 self.returned.unrecorded.add(answered.line.len());
-                ItemOutcome::Done(answered)
+                (ItemOutcome::Done(answered), None)
             }
         };
         self.refused = 0;
         match outcome {
-            ItemOutcome::Done(answered) => self.answer(index, answered),
+            ItemOutcome::Done(answered) => self.answer(index, answered, in_doubt),
             ItemOutcome::Repeat(answered) => {
                 let at = |before| Some(now + backoff::repeat(before)?);
                 if self.window.repeat(index, &answered, at) {
                     self.returned.unrecorded.subtract(answered.line.len());
                     self.engine.metrics.job_item("repeated");
                 } else {
-                    self.answer(index, answered);
+                    self.answer(index, answered, in_doubt);
                 }
             }
             ItemOutcome::Later(told) => {
@@ -78,10 +79,13 @@ impl Run {
         }
     }
 
-    fn answer(&mut self, index: u64, answered: Answered) {
+    fn answer(&mut self, index: u64, answered: Answered, in_doubt: Option<CallInDoubt>) {
         let bytes = answered.line.len();
         match self.window.answered(index, answered) {
-            Some(answered) => self.record.add(answered),
+            Some(answered) => {
+                self.in_doubt.extend(in_doubt.map(|call| (index, (call, Instant::now()))));
+                self.record.add(answered);
+            }
             None => self.returned.unrecorded.subtract(bytes),
         }
     }
@@ -94,6 +98,9 @@ impl Run {
         self.engine.writing.ended();
         for Answered { index, line, failure, .. } in results {
             self.window.recorded(index);
+            if let Some((_call, ended)) = self.in_doubt.remove(&index) {
+                self.returned.unrecorded.note_recording(ended.elapsed());
+            }
             self.returned.unrecorded.subtract(line.len());
             let outcome = if failure.is_none() { "succeeded" } else { "failed" };
             self.engine.metrics.job_item(outcome);
