@@ -12,16 +12,17 @@ mod replan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
+use hashbrown::{Equivalent, HashMap};
 use tokio::time::Instant;
 
 use super::budget::{BudgetAdmin, ChargedModel};
 use super::model::{
-    BudgetUsage, EVERY_MODEL, Payer, Planned, QuotaKind, QuotaPlan, Quotas, StoreUnavailable,
+    BudgetUsage, EVERY_MODEL, Payer, PayerRef, Planned, QuotaKind, QuotaPlan, Quotas,
+    StoreUnavailable,
 };
 use super::store::Store;
 use account::Counted;
@@ -95,7 +96,42 @@ impl Spending {
 }
 
 /// The payer and the model of an account.
-type Name = (Payer, Arc<str>);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Name {
+    payer: Payer,
+    model: Arc<str>,
+}
+
+/// The same, borrowed: nothing is copied to find an account.
+#[derive(Debug, Clone, Copy, Hash)]
+struct NameRef<'a> {
+    payer: PayerRef<'a>,
+    model: &'a str,
+}
+
+impl Equivalent<Name> for NameRef<'_> {
+    fn equivalent(&self, name: &Name) -> bool {
+        self.payer == name.payer.borrowed() && *self.model == *name.model
+    }
+}
+
+/// How the payer of a call is given.
+#[derive(Debug, Clone, Copy)]
+enum PaidBy<'a> {
+    /// By the SHA-256 of the key.
+    Key(&'a [u8; 32]),
+    Payer(&'a Payer),
+}
+
+impl<'a> PaidBy<'a> {
+    /// The payer, by the labels of the settings.
+    fn payer(self, plan: &'a QuotaPlan) -> PayerRef<'a> {
+        match self {
+            Self::Key(sha256) => payer(plan, sha256),
+            Self::Payer(payer) => payer.borrowed(),
+        }
+    }
+}
 
 /// The accounts, by payer and model, and the settings that hold for them.
 #[derive(Debug, Default)]
@@ -103,6 +139,8 @@ struct Open {
     plan: Arc<QuotaPlan>,
     /// The highest limit on concurrent calls of one account.
     ceiling: usize,
+    // The hash is quick and seeded at random. Callers choose the models, and who found some with the same
+    // hash would slow down a table of bounded size.
     accounts: HashMap<Name, Arc<Account>>,
     /// The spend of the payers that have a limit and an account. Entries of closed accounts are removed
     /// when there are many.
@@ -128,14 +166,14 @@ impl Accounts {
     /// The account of a key and of calls that Gemini counts apart from the model's generating calls,
     /// by their method, such as `countTokens`. Its quotas are unknown until Gemini names them.
     pub fn apart(&self, key_sha256: &[u8; 32], model: &str, method: &str) -> Arc<Account> {
-        let name = format!("{model}:{method}").into();
-        self.find_or_open(|plan| payer(plan, key_sha256), name, Counted::Method)
+        let name = format!("{model}:{method}");
+        self.find_or_open(PaidBy::Key(key_sha256), &name, Counted::Method)
     }
 
     /// The account of a key, given by its SHA-256, and a model. It is opened if there is none. If the
     /// table is full, the returned account refuses its calls.
     pub fn of(&self, key_sha256: &[u8; 32], model: &Arc<str>) -> Arc<Account> {
-        self.find_or_open(|plan| payer(plan, key_sha256), Arc::clone(model), Counted::Model)
+        self.find_or_open(PaidBy::Key(key_sha256), model, Counted::Model)
     }
 
     /// The limit of the tokens that the batch jobs of a payer and a model hold.
@@ -149,29 +187,24 @@ impl Accounts {
 
     /// Whom Gemini charges for the calls of a key.
     pub(super) fn payer(&self, key_sha256: &[u8; 32]) -> Payer {
-        payer(&self.open().plan, key_sha256)
+        payer(&self.open().plan, key_sha256).into()
     }
 
-    fn find_or_open(
-        &self,
-        payer: impl Fn(&QuotaPlan) -> Payer,
-        model: Arc<str>,
-        counted: Counted,
-    ) -> Arc<Account> {
+    fn find_or_open(&self, paid_by: PaidBy<'_>, model: &str, counted: Counted) -> Arc<Account> {
         let open = self.open();
-        let name = (payer(&open.plan), model);
-        if let Some(account) = open.accounts.get(&name) {
+        if let Some(account) = open.account(paid_by, model) {
             account.touch(open.opened);
             return Arc::clone(account);
         }
         drop(open);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        // The settings may have changed meanwhile.
-        let name = (payer(&open.plan), name.1);
-        if let Some(account) = open.accounts.get(&name) {
+        // It may have been opened meanwhile, or the settings have changed.
+        if let Some(account) = open.account(paid_by, model) {
             return Arc::clone(account);
         }
-        let (payer, model) = name.clone();
+        let payer = Payer::from(paid_by.payer(&open.plan));
+        let name = Name { payer, model: model.into() };
+        let Name { payer, model } = name.clone();
         if !open.has_room() {
             return Arc::new(Account::rejected(payer, model));
         }
@@ -217,7 +250,7 @@ impl Accounts {
             return;
         }
         let _joining = self.joining.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = self.find_or_open(|_| account.payer().clone(), name.into(), Counted::Model);
+        let named = self.find_or_open(PaidBy::Payer(account.payer()), name, Counted::Model);
         if named_by == NamedBy::Replica && named.is_charged_to(account) {
             // This replica had found the opposite before.
             named.charge(None);
@@ -365,10 +398,10 @@ impl Accounts {
 }
 
 /// Whom Gemini charges for the calls of a key, by the labels of the settings.
-fn payer(plan: &QuotaPlan, key_sha256: &[u8; 32]) -> Payer {
+fn payer<'a>(plan: &'a QuotaPlan, key_sha256: &'a [u8; 32]) -> PayerRef<'a> {
     match plan.label(key_sha256) {
-        Some(label) => Payer::Labelled(Arc::clone(label)),
-        None => Payer::Key(*key_sha256),
+        Some(label) => PayerRef::Labelled(label),
+        None => PayerRef::Key(key_sha256),
     }
 }
 
@@ -380,6 +413,10 @@ fn is_model(name: &str) -> bool {
 }
 
 impl Open {
+    fn account(&self, paid_by: PaidBy<'_>, model: &str) -> Option<&Arc<Account>> {
+        self.accounts.get(&NameRef { payer: paid_by.payer(&self.plan), model })
+    }
+
     /// The budget of what a payer spends on all models, if there is a limit. All its accounts share it.
     fn spend_of(&mut self, payer: &Payer, store: &dyn Store) -> Option<Arc<dyn BudgetAdmin>> {
         let planned = self.plan.of_payer(payer.label());

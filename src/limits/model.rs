@@ -39,6 +39,7 @@ pub use lease::{Lease, LeaseTerms, MAX_LEASE_TTL, NewLease, NoSuchLease};
 pub(super) use ledger::{Ledger, Opening};
 pub use ledger::{Line, Spent};
 pub use payer::Payer;
+pub(in crate::limits) use payer::PayerRef;
 pub(super) use plan::{EVERY_MODEL, SPEND_MARGIN};
 pub use plan::{
     InvalidDigest, KeyDigest, Limit, LimitScope, Limits, OtherLabel, Planned, PlannedQuotas,

@@ -79,46 +79,12 @@ impl LocalBudget {
         })
     }
 
-    async fn wait(
-        self: Arc<Self>,
-        line: Line,
-        cost: Cost,
-        deadline: Instant,
-    ) -> Result<Reservation, Exhausted> {
-        let cost = cost.bounded();
-        let line = match line {
-            Line::YieldOnce if self.ledger().is_waited_for() => Line::Queue,
-            line => line,
-        };
-        let queue = match line {
+    /// The queue of a line.
+    fn queue(&self, line: Line) -> &Queue {
+        match line {
             Line::Queue | Line::YieldOnce => &self.queue,
             Line::Returning => &self.returning,
-        };
-        let mut entry = QueueEntry::join(&self, line, cost, deadline)?;
-        'queue: loop {
-            let Ok(_head) = timeout_at(deadline, queue.head.lock()).await else {
-                return Err(entry.give_up());
-            };
-            loop {
-                let until = match entry.advance(deadline)? {
-                    Opening::Now => {
-                        return Ok(self.reservation(cost));
-                    }
-                    Opening::Yield => {
-                        entry.line = Line::Queue;
-                        continue 'queue;
-                    }
-                    Opening::At(at) => at.min(deadline),
-                    Opening::OnChange => deadline,
-                };
-                // Either way, the ledger is checked again.
-                let _ = timeout_at(until, queue.changed.notified()).await;
-            }
         }
-    }
-
-    fn reservation(self: &Arc<Self>, cost: Cost) -> Reservation {
-        Reservation::new(Arc::<Self>::clone(self), cost)
     }
 
     /// The usage now.
@@ -188,7 +154,10 @@ impl Budget for LocalBudget {
         cost: Cost,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Reservation, Exhausted>> {
-        self.wait(line, cost, deadline).boxed()
+        match QueueEntry::join(self, line, cost.bounded(), deadline) {
+            Ok(entry) => entry.wait(deadline).boxed(),
+            Err(reason) => ready(Err(reason)).boxed(),
+        }
     }
 
     fn give_back(&self, cost: Cost) {
@@ -264,39 +233,55 @@ impl BudgetAdmin for LocalBudget {
 }
 
 /// A waiting call's entry in a queue. Dropping it leaves the queue.
-struct QueueEntry<'a> {
-    budget: &'a LocalBudget,
+struct QueueEntry {
+    budget: Arc<LocalBudget>,
     line: Line,
     cost: Cost,
     waits: bool,
 }
 
-impl<'a> QueueEntry<'a> {
+impl QueueEntry {
     fn join(
-        budget: &'a LocalBudget,
+        budget: Arc<LocalBudget>,
         line: Line,
         cost: Cost,
         deadline: Instant,
     ) -> Result<Self, Exhausted> {
-        budget.ledger().join(line, cost, deadline)?;
+        let line = budget.ledger().join(line, cost, deadline)?;
         Ok(Self { budget, line, cost, waits: true })
     }
 
-    /// Turns the head of the queue into a reservation, or returns what it has to wait for.
-    fn advance(&mut self, deadline: Instant) -> Result<Opening, Exhausted> {
-        let opening = self.budget.ledger().advance(self.line, self.cost, deadline)?;
-        self.waits = !matches!(opening, Opening::Now);
-        Ok(opening)
-    }
-
-    /// Leaves the queue at the deadline.
-    fn give_up(mut self) -> Exhausted {
-        self.waits = false;
-        self.budget.ledger().give_up(self.line, self.cost)
+    /// Waits for a reservation.
+    async fn wait(mut self, deadline: Instant) -> Result<Reservation, Exhausted> {
+        'queue: loop {
+            let queue = self.budget.queue(self.line);
+            let Ok(_head) = timeout_at(deadline, queue.head.lock()).await else {
+                self.waits = false;
+                return Err(self.budget.ledger().give_up(self.line, self.cost));
+            };
+            loop {
+                let opening = self.budget.ledger().advance(self.line, self.cost, deadline)?;
+                let until = match opening {
+                    Opening::Now => {
+                        self.waits = false;
+                        let budget = Arc::<LocalBudget>::clone(&self.budget);
+                        return Ok(Reservation::new(budget, self.cost));
+                    }
+                    Opening::Yield => {
+                        self.line = Line::Queue;
+                        continue 'queue;
+                    }
+                    Opening::At(at) => at.min(deadline),
+                    Opening::OnChange => deadline,
+                };
+                // Either way, the ledger is checked again.
+                let _ = timeout_at(until, queue.changed.notified()).await;
+            }
+        }
     }
 }
 
-impl Drop for QueueEntry<'_> {
+impl Drop for QueueEntry {
     fn drop(&mut self) {
         if self.waits {
             self.budget.ledger().leave(self.line, self.cost);

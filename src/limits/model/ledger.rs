@@ -109,8 +109,10 @@ impl Ledger {
         now
     }
 
-    /// Joins the end of a line, unless the call cannot be sent in time.
-    pub fn join(&mut self, line: Line, cost: Cost, deadline: Instant) -> Result<(), Exhausted> {
+    /// Joins the end of a line, unless the call cannot be sent in time. Returns the line: a call behind
+    /// others yields to none.
+    pub fn join(&mut self, line: Line, cost: Cost, deadline: Instant) -> Result<Line, Exhausted> {
+        let line = if self.is_waited_for() && line == Line::YieldOnce { Line::Queue } else { line };
         let now = self.expire();
         let ahead = match line {
             Line::Queue | Line::YieldOnce => self.waiting,
@@ -121,18 +123,27 @@ impl Ledger {
         if line == Line::Returning {
             self.returning += cost;
         }
-        Ok(())
+        Ok(line)
     }
 
     /// Reserves if there is room and no call waits.
     pub fn try_reserve(&mut self, cost: Cost, deadline: Instant) -> Result<bool, Exhausted> {
-        let now = self.expire();
-        let Opens { at: opens_at, .. } = self.opens_before(deadline, self.waiting, cost, now)?;
-        let fits = !self.is_waited_for() && opens_at <= now;
+        let is_open = self.is_unlimited() || {
+            let now = self.expire();
+            self.opens_before(deadline, self.waiting, cost, now)?.at <= now
+        };
+        let fits = is_open && !self.is_waited_for();
         if fits {
             self.unsent += cost;
         }
         Ok(fits)
+    }
+
+    /// Whether nothing limits the account, so the clock need not be read. What was over at the last check
+    /// needs no new one.
+    fn is_unlimited(&self) -> bool {
+        let closed_until = self.paused_until.max(self.day.closed_until());
+        self.limits.is_empty() && closed_until <= self.checked_at
     }
 
     /// Reserves for the head of a line if there is room.

@@ -14,7 +14,21 @@ pub enum Payer {
     Key([u8; 32]),
 }
 
+/// The same, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::limits) enum PayerRef<'a> {
+    Labelled(&'a str),
+    Key(&'a [u8; 32]),
+}
+
 impl Payer {
+    pub(in crate::limits) fn borrowed(&self) -> PayerRef<'_> {
+        match self {
+            Self::Labelled(label) => PayerRef::Labelled(label),
+            Self::Key(digest) => PayerRef::Key(digest),
+        }
+    }
+
     /// A name that no other payer has, unlike the one that is displayed.
     pub(in crate::limits) fn whole_name(&self) -> String {
         match self {
@@ -33,11 +47,26 @@ impl Payer {
 }
 
 impl Hash for Payer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.borrowed().hash(state);
+    }
+}
+
+impl Hash for PayerRef<'_> {
     /// Hashes half of the SHA-256. Finding many keys with the same half is infeasible.
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
             Self::Labelled(label) => label.hash(state),
             Self::Key(digest) => state.write(&digest[..16]),
+        }
+    }
+}
+
+impl From<PayerRef<'_>> for Payer {
+    fn from(payer: PayerRef<'_>) -> Self {
+        match payer {
+            PayerRef::Labelled(label) => Self::Labelled(label.into()),
+            PayerRef::Key(digest) => Self::Key(*digest),
         }
     }
 }

@@ -524,7 +524,8 @@ async fn the_minute_can_be_shortened() {
 #[tokio::test(start_paused = true)]
 async fn a_waiting_call_takes_little_memory() {
     let budget = budget(requests(1));
-    let size = size_of_val(&Arc::clone(&budget).wait(Line::Queue, Cost::one(1), far_deadline()));
+    let entry = QueueEntry::join(budget, Line::Queue, Cost::one(1), far_deadline()).unwrap();
+    let size = size_of_val(&entry.wait(far_deadline()));
     assert!(size < 500, "{size} bytes");
 }
 

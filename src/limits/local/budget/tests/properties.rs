@@ -48,7 +48,7 @@ async fn run(budget: &Arc<LocalBudget>, calls: &[Call], changes: &[(u64, Quotas)
         sleep(Duration::from_millis(call.arrives)).await;
         record(number, Event::Arrived);
         let deadline = Instant::now() + Duration::from_millis(call.deadline);
-        let reserving = Arc::clone(budget).wait(call.line, call.cost, deadline);
+        let reserving = Arc::clone(budget).reserve(call.line, call.cost, deadline);
         let reservation =
             match timeout(Duration::from_millis(call.cancelled_after), reserving).await {
                 Ok(Ok(reservation)) => reservation,
