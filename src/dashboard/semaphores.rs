@@ -123,7 +123,7 @@ impl SemaphoresPage {
                     table.stack {
                         thead { tr {
                             th scope="col" { "Name" } th scope="col" { "Permits in use" }
-                            th.number scope="col" { "Leased" } th.number scope="col" { "Free" }
+                            th.number scope="col" { "Leased" } th.number scope="col" { "Available" }
                             th.number scope="col" { "Waiting" }
                         } }
                         tbody {
@@ -145,7 +145,7 @@ fn row(id: &SemaphoreId, usage: SemaphoreUsage, leased: usize) -> Markup {
             th scope="row" { a href={ "/dashboard/semaphores/" (id.as_str()) } { (id.as_str()) } }
             td data-label="Permits in use" { (permits(usage)) }
             td.number data-label="Leased" { (leased) }
-            td.number data-label="Free" { (usage.available()) }
+            td.number data-label="Available" { (usage.available()) }
             td.number data-label="Waiting" { (usage.waiting) }
         }
     }
@@ -235,7 +235,7 @@ impl SemaphorePage {
                 div.tiles.small {
                     div.tile { p.label { "Held by calls" } p.value { (calls) } }
                     div.tile { p.label { "Held by leases" } p.value { (leased) } }
-                    div.tile { p.label { "Free" } p.value { (usage.available()) } }
+                    div.tile { p.label { "Available" } p.value { (usage.available()) } }
                     div.tile { p.label { "Waiting" } p.value { (usage.waiting) } }
                 }
             }
