@@ -40,7 +40,7 @@ pub use budget::{
     TryReserve,
 };
 pub use enqueued::EnqueuedTokens;
-pub use leases::{Leases, NoLease};
+pub use leases::{LeaseWait, Leases, NoLease};
 pub use limiter::{
     AccountQueue, Admission, HeadOfQueue, HeldBy, InFlightCall, Limiter, Occupancy, PermitsExpired,
     QueueTicket, Refused,

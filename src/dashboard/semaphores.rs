@@ -15,7 +15,7 @@ use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
 use super::parts::{Confirmed, Tone, bar, empty, list_query, outside, pages};
 use crate::api::{ApiError, register, registered, release, unregister};
-use crate::limits::{Lease, Semaphore, SemaphoreId, SemaphoreUsage, Store};
+use crate::limits::{Lease, LeaseWait, Semaphore, SemaphoreId, SemaphoreUsage, Store};
 
 /// How many semaphores a page has.
 const PAGE: usize = 50;
@@ -192,9 +192,16 @@ impl Page for SemaphorePage {
         let leases = gateway.limiter.store().leases(&semaphore).await.map_err(ApiError::from)?;
         let usage = semaphore.usage();
         let leased = leases.iter().map(|lease| lease.terms.permits).sum::<usize>();
+        let (waits, waiting_here) = gateway.leases.waits(&semaphore, MOST_LEASES);
+        let others = Others {
+            leases: waiting_here - waits.len(),
+            rest: usage.waiting.saturating_sub(waiting_here),
+            is_shared: gateway.limiter.store().is_shared(),
+        };
         Ok(vec![
             Fragment::new("usage", self.usage(usage, leased)),
             Fragment::new("leases", self.leases(&leases, view)),
+            Fragment::new("waiting", waiting(&waits, &others)),
         ])
     }
 
@@ -269,9 +276,7 @@ impl SemaphorePage {
     }
 
     fn lease(&self, lease: &Lease, view: &View) -> Markup {
-        let left = lease.expires.saturating_duration_since(Instant::now());
-        // Without fractions of a second, which would change with each look.
-        let left = Duration::from_secs(left.as_secs());
+        let left = whole_seconds(lease.expires.saturating_duration_since(Instant::now()));
         let release = Confirmed {
             action: &format!("{}/leases/{}/release", self.path(), lease.id),
             fields: &[],
@@ -291,6 +296,62 @@ impl SemaphorePage {
             }
         }
     }
+}
+
+/// What waits for a semaphore and is not listed.
+struct Others {
+    /// Requests for leases at this replica.
+    leases: usize,
+    /// Calls, and requests for leases at other replicas.
+    rest: usize,
+    /// Whether there may be other replicas.
+    is_shared: bool,
+}
+
+/// The requests for leases that wait, and what else does.
+fn waiting(waits: &[LeaseWait], others: &Others) -> Markup {
+    html! {
+        section.card {
+            h2 { "Waiting" }
+            @if waits.is_empty() && others.rest == 0 {
+                (empty("Nothing waits", html! { "Permits are granted in the order of the requests." }))
+            }
+            @if !waits.is_empty() {
+                table.stack {
+                    thead { tr {
+                        th scope="col" { "Lease for" } th.number scope="col" { "Permits" }
+                        th.number scope="col" { "Waiting for" }
+                    } }
+                    tbody {
+                        @for wait in waits {
+                            tr {
+                                th scope="row" { (outside(&wait.holder)) }
+                                td.number data-label="Permits" { (wait.permits) }
+                                td.number data-label="Waiting for" {
+                                    (format::duration(whole_seconds(wait.since.elapsed())))
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            @if others.leases > 0 {
+                p.hint { "Further requests for leases: " (others.leases) }
+            }
+            @if others.rest > 0 {
+                p.hint {
+                    "Calls"
+                    @if others.is_shared { ", and requests for leases at other replicas" }
+                    ": " (others.rest)
+                }
+            }
+        }
+    }
+}
+
+/// A time without fractions of a second, which would change with each look.
+fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs())
 }
 
 /// Creates a semaphore, or changes the limit of an existing one.

@@ -139,8 +139,8 @@ struct Open {
     plan: Arc<QuotaPlan>,
     /// The highest limit on concurrent calls of one account.
     ceiling: usize,
-    // The hash is quick and seeded at random. Callers choose the models, and who found some with the same
-    // hash would slow down a table of bounded size.
+    // The hash is quick, and its seed is random. Callers choose the models' names. Names that collide would
+    // only make lookups slower, in a table of bounded size.
     accounts: HashMap<Name, Arc<Account>>,
     /// The spend of the payers that have a limit and an account. Entries of closed accounts are removed
     /// when there are many.

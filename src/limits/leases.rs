@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -19,6 +20,9 @@ use super::limiter::{Limiter, QueueTicket, Refused};
 use super::model::{Lease, LeaseTerms, MAX_LEASE_TTL, NewLease, SemaphoreId, StoreUnavailable};
 use super::semaphore::{NotGranted, Permit, Semaphore, WaitMode};
 use super::store::Unleased;
+use waits::LeaseWaits;
+
+pub use waits::LeaseWait;
 
 /// Why no lease was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +59,8 @@ pub struct Leases {
     limiter: Arc<Limiter>,
     /// The waiting requests that have an idempotency key.
     waiting: Mutex<HashMap<KeyName, WaitingRequest>>,
+    /// All waiting requests.
+    waits: LeaseWaits,
 }
 
 /// An idempotency key. It is valid for one semaphore.
@@ -88,7 +94,7 @@ impl Leases {
 
     /// Leases of the semaphores of a limiter.
     pub fn new(limiter: Arc<Limiter>) -> Arc<Self> {
-        Arc::new(Self { limiter, waiting: Mutex::default() })
+        Arc::new(Self { limiter, waiting: Mutex::default(), waits: LeaseWaits::default() })
     }
 
     /// Waits for a lease for at most `wait`, behind earlier calls and leases. Without a wait, it
@@ -134,6 +140,12 @@ impl Leases {
             timeout(wait, shared).await.unwrap_or(Err(NoLease::Unavailable))
         };
         result.map(|(lease, new)| (lease, new && is_own))
+    }
+
+    /// At most `most` requests that wait at this replica for permits of a semaphore, the oldest first, and
+    /// how many there are in all.
+    pub fn waits(&self, semaphore: &Arc<dyn Semaphore>, most: usize) -> (Vec<LeaseWait>, usize) {
+        self.waits.of(semaphore.number(), most)
     }
 
     /// Registers a request with a key. If one with the same key waits already, returns that one's
@@ -190,6 +202,7 @@ impl PendingLease {
     async fn permit(&self) -> Result<Permit, NoLease> {
         let (semaphore, permits) = (&self.semaphore, self.new.terms.permits);
         if self.mode == WaitMode::Endless {
+            let _waiting = self.leases.waits.begin(semaphore.number(), &self.new.terms);
             let ticket = QueueTicket::new(Arc::clone(&self.leases.limiter));
             return Ok(ticket.acquire_many(semaphore, permits).await?);
         }

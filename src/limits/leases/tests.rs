@@ -376,3 +376,31 @@ async fn a_key_of_a_deleted_semaphore_is_unknown_to_a_new_one_of_its_name() {
     let asked = bench.leases.acquire(id(), &anew, terms(1), key, Duration::ZERO).await;
     assert_eq!(asked, Ok((other, false)), "the end of the old one is not the end of the new");
 }
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_are_listed_until_they_have_a_lease_or_give_up() {
+    let bench = Bench::new(2);
+    let other = bench.register(SemaphoreId::parse("other").unwrap(), 1);
+    let held = bench.take(2);
+    let mut first = bench.wait(1);
+    assert!(first.as_mut().now_or_never().is_none());
+    advance(SECOND).await;
+    let mut second = bench.wait(2);
+    assert!(second.as_mut().now_or_never().is_none());
+    let listed = |semaphore, most| {
+        let (waits, all) = bench.leases.waits(semaphore, most);
+        let waits = waits
+            .iter()
+            .map(|wait| (wait.holder.to_string(), wait.permits, wait.since.elapsed().as_secs()));
+        (waits.collect::<Vec<_>>(), all)
+    };
+    let holder = || "render-7".to_owned();
+    assert_eq!(listed(&bench.semaphore, 9), (vec![(holder(), 1, 1), (holder(), 2, 0)], 2));
+    assert_eq!(listed(&bench.semaphore, 1), (vec![(holder(), 1, 1)], 2));
+    assert_eq!(listed(&other, 9), (vec![], 0));
+    drop(second);
+    assert_eq!(listed(&bench.semaphore, 9).1, 1, "one gave up");
+    bench.release(&held);
+    assert!(first.await.is_ok());
+    assert_eq!(listed(&bench.semaphore, 9).1, 0, "one has its lease");
+}

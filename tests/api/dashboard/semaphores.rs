@@ -4,7 +4,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use super::Browser;
-use crate::support::{Service, admin, answer};
+use crate::support::{Service, admin, answer, until};
 
 #[tokio::test]
 async fn a_semaphore_is_created_changed_and_deleted() {
@@ -97,4 +97,34 @@ async fn leases_are_shown_with_their_holders_and_released() {
     shown.has("The lease is released.");
     shown.has("0 of 3");
     shown.has("No leases");
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_semaphore_are_shown() {
+    let service = Service::start().await;
+    let browser = Browser::signed_in(&service).await;
+    service.register("images", 1).await;
+    let store = service.gateway.limiter.store();
+    let lease = |holder: &str| {
+        let lease = json!({"holder": holder, "ttl_seconds": 60, "wait_seconds": 60});
+        answer(admin(service.post("/_admin/semaphores/images/leases", &lease)))
+    };
+    assert_eq!(lease("render-7").await.status, StatusCode::CREATED);
+    let page = "/dashboard/semaphores/images";
+    browser.get(page).await.has("Nothing waits");
+    let waiting = async |count: usize, request| {
+        tokio::select! {
+        answer = request => panic!("it waits: {answer:?}"),
+        () = until("it waits", || store.named()[0].1.usage().waiting == count) => {}
+        }
+    };
+    let mut lease = std::pin::pin!(lease("<i>render-8</i>"));
+    waiting(1, lease.as_mut()).await;
+    let shown = browser.get(page).await;
+    shown.has("&lt;i&gt;render-8&lt;/i&gt;");
+    shown.has_not("Calls: ");
+    let chat = json!({"prompt": "Hello", "external_semaphore_id": "images"});
+    let mut chat = std::pin::pin!(answer(service.post("/chat", &chat)));
+    waiting(2, chat.as_mut()).await;
+    browser.get(page).await.has("Calls: 1");
 }
