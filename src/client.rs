@@ -111,9 +111,18 @@ impl fmt::Display for Refusal {
         match &self.detail {
             Value::String(detail) => f.write_str(detail),
             Value::Null => write!(f, "the service answered {}", self.status),
-            fields => write!(f, "{fields}"),
+            fields => match messages(fields) {
+                Some(messages) => f.write_str(&messages),
+                None => write!(f, "{fields}"),
+            },
         }
     }
+}
+
+/// What a list of invalid fields says about each.
+fn messages(fields: &Value) -> Option<String> {
+    let messages = fields.as_array()?.iter().map(|field| field["msg"].as_str());
+    Some(messages.collect::<Option<Vec<_>>>()?.join("; "))
 }
 
 impl ClientError {

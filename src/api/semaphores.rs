@@ -32,7 +32,7 @@ pub(super) struct SemaphoreList {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"semaphore_id": "image-service", "limit": 5}))]
 pub(super) struct SemaphoreRequest {
-    /// The name of the semaphore: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
+    /// The name of the semaphore: 1 to 128 of `A-Z a-z 0-9 . _ : -`, but not `.` or `..`.
     #[schema(pattern = "^[A-Za-z0-9._:-]{1,128}$")]
     semaphore_id: String,
     /// How many permits it has, for calls and leases together: 1 to 1000.

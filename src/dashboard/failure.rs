@@ -38,6 +38,18 @@ impl PageError {
         Self::new(StatusCode::NOT_FOUND, "There is no such page.")
     }
 
+    /// A job or a semaphore is not there, though a page may have shown it.
+    pub fn gone(what: &str) -> Self {
+        let message = format!("There is no such {what}. It may have been deleted.");
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// There is a semaphore with the name of a new one.
+    pub fn semaphore_exists() -> Self {
+        let message = "There is a semaphore with this name. Change its limit on its own page.";
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
     /// A page of another origin has sent the request.
     pub fn cross_site() -> Self {
         Self::new(StatusCode::FORBIDDEN, "A page of another site has sent this request.")

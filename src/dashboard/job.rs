@@ -49,7 +49,11 @@ impl Page for JobPage {
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let gateway = &view.site.gateway;
-        let job = Viewer::Admin.job(self.id.as_str(), gateway).await?;
+        let job = Viewer::Admin.job(self.id.as_str(), gateway).await;
+        let job = job.map_err(|error| match error.table_code() {
+            Code::JobNotFound => PageError::gone("job"),
+            _ => error.into(),
+        })?;
         let status = JobStatus::of(&job, gateway);
         let examples = examples(&job, view).await?;
         Ok(vec![
@@ -145,13 +149,13 @@ impl JobPage {
                 @if job.state == JobState::Paused {
                     (button(session, &action("resume"), "primary", "Resume"))
                 }
-                @if has_ended && (job.progress.failed > 0 || job.state == JobState::Cancelled) {
+                @if let Some((retryable, all)) = retries(job) {
                     form.inline method="post" action=(action("retry")) data-key="retry" {
                         (csrf(session))
-                        button.primary type="submit" name="which" value="retryable" {
-                            "Retry what may succeed"
+                        button.primary type="submit" name="which" value="retryable" { (retryable) }
+                        @if let Some(all) = all {
+                            button type="submit" name="which" value="all" { (all) }
                         }
-                        button type="submit" name="which" value="all" { "Retry all failed" }
                     }
                 }
                 a.button href=(action("results")) download data-key="results" { "Download results" }
@@ -166,6 +170,21 @@ impl JobPage {
                 (delete.render(session))
             }
         }
+    }
+}
+
+/// What can be sent again of a job: what may succeed, and besides it all that failed. A cancelled job has
+/// items without a result, too.
+fn retries(job: &Job) -> Option<(&'static str, Option<&'static str>)> {
+    let has_failed = job.progress.failed > 0;
+    match job.state {
+        JobState::Cancelled => {
+            Some(("Send the rest", has_failed.then_some("Send the rest and all failed")))
+        }
+        JobState::Completed if has_failed => {
+            Some(("Retry what may succeed", Some("Retry all failed")))
+        }
+        _ => None,
     }
 }
 

@@ -213,15 +213,20 @@ fn fullness(account: &AccountState) -> u64 {
     shares.max().unwrap_or_default()
 }
 
-/// The sum of the limits of a quota over all accounts, if each has one, as a line.
+/// The sum of the limits of a quota over the accounts in use, if each has one, as a line. Paused accounts are
+/// not in use, and if none is, all others count.
 fn common_limit(
     accounts: &[AccountState],
     kind: QuotaKind,
     series: &Series,
 ) -> Option<Line<'static>> {
-    let limits =
-        accounts.iter().map(|account| account.quotas[kind].limit.map(|limit| limit as f64));
-    let sum = limits.sum::<Option<f64>>().filter(|_| !accounts.is_empty())?;
+    let open = accounts.iter().filter(|account| account.paused.is_none());
+    let is_in_use = |account: &&AccountState| account.quotas[kind].used > 0 || account.waiting > 0;
+    let are_any_in_use = open.clone().any(|account| is_in_use(&account));
+    let counted = open.filter(|account| is_in_use(account) || !are_any_in_use);
+    let mut limits = counted.map(|account| account.quotas[kind].limit).peekable();
+    limits.peek()?;
+    let sum = limits.map(|limit| limit.map(|limit| limit as f64)).sum::<Option<f64>>()?;
     Some(each("quota", series, |_| sum))
 }
 

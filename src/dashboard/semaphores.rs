@@ -14,7 +14,7 @@ use super::format;
 use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
 use super::parts::{Confirmed, Tone, bar, empty, list_query, outside, pages};
-use crate::api::{ApiError, register, registered, release, unregister};
+use crate::api::{ApiError, Code, register, registered, release, unregister};
 use crate::limits::{Lease, LeaseWait, Semaphore, SemaphoreId, SemaphoreUsage, Store};
 
 /// How many semaphores a page has.
@@ -80,7 +80,11 @@ impl Page for SemaphoresPage {
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         refresh(view).await?;
         let store = view.site.gateway.limiter.store();
-        Ok(vec![Fragment::new("semaphores", self.list(&store.named(), &**store))])
+        let all = store.named();
+        if self.number > 0 && all.len() <= self.number.saturating_mul(PAGE) {
+            return Err(PageError::not_found());
+        }
+        Ok(vec![Fragment::new("semaphores", self.list(&all, &**store))])
     }
 
     fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
@@ -154,7 +158,8 @@ fn row(id: &SemaphoreId, usage: SemaphoreUsage, leased: usize) -> Markup {
 fn permits(usage: SemaphoreUsage) -> Markup {
     let (used, limit) = (usage.in_use as u64, usage.limit as u64);
     let text = format!("{used} of {limit}");
-    let tone = if usage.waiting > 0 { Tone::Warn } else { Tone::Busy };
+    let is_short = usage.waiting > 0 || usage.in_use > usage.limit;
+    let tone = if is_short { Tone::Warn } else { Tone::Busy };
     html! {
         div.progress {
             (bar("Permits in use", &text, &[(tone.class(), used)], limit))
@@ -187,7 +192,11 @@ impl Page for SemaphorePage {
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let gateway = &view.site.gateway;
-        let (_, semaphore) = registered(gateway, self.id.as_str()).await?;
+        let semaphore = registered(gateway, self.id.as_str()).await;
+        let (_, semaphore) = semaphore.map_err(|error| match error.table_code() {
+            Code::SemaphoreNotFound => PageError::gone("semaphore"),
+            _ => error.into(),
+        })?;
         refresh(view).await?;
         let leases = gateway.limiter.store().leases(&semaphore).await.map_err(ApiError::from)?;
         let usage = semaphore.usage();
@@ -207,6 +216,9 @@ impl Page for SemaphorePage {
 
     fn body(&self, view: &View, fragments: &[Fragment]) -> Markup {
         let path = self.path();
+        let semaphores = view.site.gateway.limiter.store().named();
+        let this = semaphores.iter().find(|(id, _)| *id == self.id);
+        let limit = this.map(|(_, semaphore)| semaphore.usage().limit);
         let delete = Confirmed {
             action: &format!("{path}/delete"),
             fields: &[],
@@ -222,7 +234,7 @@ impl Page for SemaphorePage {
                     (csrf(&view.session))
                     div {
                         label for="limit" { "Permits" }
-                        input #limit name="limit" type="number" required min="1" max="1000";
+                        input #limit name="limit" type="number" required min="1" max="1000" value=[limit];
                     }
                     button.primary type="submit" { "Set the limit" }
                 }
@@ -354,11 +366,17 @@ fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs())
 }
 
-/// Creates a semaphore, or changes the limit of an existing one.
+/// Creates a semaphore, unless there is one with this name: its limit is changed on its own page.
 pub(super) async fn create(action: Action) -> Response {
     let Action { view, form } = action;
-    let done = set(&view, form.get("semaphore_id").trim(), form.get("limit")).await;
-    match done {
+    let id = form.get("semaphore_id").trim();
+    let done = async {
+        if registered(&view.site.gateway, id).await.is_ok() {
+            return Err(PageError::semaphore_exists());
+        }
+        Ok(set(&view, id, form.get("limit")).await?)
+    };
+    match done.await {
         Ok((id, notice)) => outcome(SemaphorePage { id }, &view, Ok::<_, PageError>(notice)).await,
         Err(error) => outcome(SemaphoresPage::FIRST, &view, Err(error)).await,
     }

@@ -15,7 +15,8 @@ pub const NAMED_LIMITS: RangeInclusive<usize> = 1..=1000;
 /// in its names.
 const ENQUEUED: &str = "enqueued/";
 
-/// The name of a semaphore: 1 to 128 of `[A-Za-z0-9._:-]`, or one of the service's own.
+/// The name of a semaphore: 1 to 128 of `[A-Za-z0-9._:-]`, or one of the service's own. `.` and `..` are
+/// none, because clients resolve them in paths.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct SemaphoreId(Arc<str>);
@@ -23,8 +24,8 @@ pub struct SemaphoreId(Arc<str>);
 /// Why a semaphore cannot be registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSemaphore {
-    /// The name is empty, too long or holds other characters.
-    #[error("a semaphore's id is 1 to 128 of the characters A-Z a-z 0-9 . _ : -")]
+    /// The name is empty, too long, holds other characters, or is `.` or `..`.
+    #[error("a semaphore's id is 1 to 128 of the characters A-Z a-z 0-9 . _ : - and not . or ..")]
     Id,
     /// The limit is outside of [`NAMED_LIMITS`].
     #[error("a semaphore's limit is a whole number from 1 to 1000")]
@@ -38,7 +39,8 @@ impl SemaphoreId {
     /// [`InvalidSemaphore::Id`].
     pub fn parse(id: &str) -> Result<Self, InvalidSemaphore> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
-        if (1..=128).contains(&id.len()) && id.bytes().all(allowed) {
+        let is_step = matches!(id, "." | "..");
+        if (1..=128).contains(&id.len()) && id.bytes().all(allowed) && !is_step {
             Ok(Self(id.into()))
         } else {
             Err(InvalidSemaphore::Id)

@@ -56,7 +56,7 @@ async fn a_job_is_paused_resumed_cancelled_and_deleted() {
     let refused = browser.post(&format!("{page}/pause"), &[]).await;
     assert_eq!(refused.status, StatusCode::CONFLICT);
     refused.has("The job is cancelled: it cannot be paused.");
-    act("retry", "The failed items are sent again.", "queued").await;
+    act("retry", "The job goes on.", "queued").await;
     service.run_engine();
     service.all_results(&id).await;
     browser.get(&page).await.has("2 of 2 (100 %)");
