@@ -43,7 +43,7 @@ use cost::CheckCost;
 use document::Document;
 use metered::{Meter, Metered, MeteredNode, NamePatterns};
 use normal::Normal;
-use patterns::{Patterns, ValidatorOptions};
+use patterns::{PatternMemory, Patterns, ValidatorOptions};
 use work::{Interrupt, interruptible};
 
 pub use document::SchemaLimits;
@@ -69,6 +69,8 @@ pub struct Schema {
     sent: Option<(&'static str, Box<str>)>,
     validator: Validator<Metered>,
     names: NamePatterns,
+    /// Of the expressions in the validator.
+    _memory: Arc<PatternMemory>,
     cost: CheckCost,
     is_large: bool,
     checks_formats: bool,
@@ -165,12 +167,16 @@ impl Schema {
         let document = Document { root: schema };
         let cost = CheckCost::of(&document)?;
         let patterns = Arc::new(Patterns::of(schema, work)?);
+        if let Some(refusal) = patterns.memory().refusal() {
+            return Err(SchemaError::new("", refusal).into());
+        }
         let validator = build_validator(schema, &patterns)?;
         work.spend(nodes)?;
         let translation = parse::translate(&document, nodes, work)?;
         let sent = write::write(&translation, &patterns)?.into_sent();
         let (names, is_large) = (patterns.names, nodes > MANY_NODES);
-        Ok(Self { sent, validator, names, cost, is_large, checks_formats: true })
+        let memory = Arc::clone(patterns.memory());
+        Ok(Self { sent, validator, names, _memory: memory, cost, is_large, checks_formats: true })
     }
 
     /// The same schema, with `format` as an annotation that is not checked.
@@ -215,6 +221,10 @@ impl Schema {
             Err(Interrupt::Stopped) => Err(Stopped),
             Err(Interrupt::TooLongForPattern) => {
                 let message = "at the root: a text is too long to be matched against its pattern";
+                Ok(vec![message.to_owned()])
+            }
+            Err(Interrupt::PatternTooLarge) => {
+                let message = "at the root: the patterns that apply take too much memory";
                 Ok(vec![message.to_owned()])
             }
         }

@@ -97,7 +97,7 @@ pub struct EndedAttempt<'a> {
 }
 
 impl Call {
-    pub(super) fn observe(&self, event: CallEvent<'_>) {
+    pub(crate) fn observe(&self, event: CallEvent<'_>) {
         if let Some(observer) = &self.observer {
             observer.observe(&event);
         }

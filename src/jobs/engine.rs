@@ -17,10 +17,12 @@
 //! | `unrecorded` | how many of them there may be |
 //! | `in_doubt` | how many calls there may be that a crash repeats |
 //! | `item` | an item in the bulk runner |
+//! | `attempts` | the attempts at its call |
 //! | `lease` | whether claims are in force |
 //! | `backoff` | how long to wait before something is tried again |
 //! | `trouble` | when trouble with the store is logged |
 
+mod attempts;
 mod backoff;
 mod claims;
 mod in_doubt;

@@ -5,6 +5,7 @@
 //! matched depends on the compiled size. Look-around and back-references need an engine that
 //! backtracks, with a worst case that is at least quadratic, so its texts are even shorter.
 
+mod memory;
 mod plain;
 
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ use serde_json::{Value, json};
 use super::metered::{BYTES_PER_STEP, Metered, MeteredNode, NamePatterns};
 use super::work::{Interrupt, Stopped, Work, interrupt};
 use super::{offline, shorten};
+
+pub(super) use memory::PatternMemory;
 
 /// Compiled sizes in bytes. Each has the longest text, in bytes, that an expression of that size is
 /// matched against, and the steps for compiling it.
@@ -52,6 +55,7 @@ const COMPILED_AT_ONCE: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Pattern {
     source: Box<str>,
+    memory: Arc<PatternMemory>,
     /// Set when the expression is compiled, at the latest when it is first matched.
     engine: OnceLock<Engine>,
 }
@@ -64,6 +68,8 @@ struct Engine {
     validator: Validator<Metered>,
     longest_text: usize,
     backtracks: bool,
+    /// The most that it takes in memory, in bytes.
+    size: usize,
 }
 
 /// The expressions of a document.
@@ -71,6 +77,7 @@ struct Engine {
 pub(super) struct Patterns {
     /// The expressions by source, or why one cannot be compiled.
     known: HashMap<String, Result<Arc<Pattern>, String>>,
+    memory: Arc<PatternMemory>,
     /// What is left of [`COMPILED_AT_ONCE`], in bytes.
     at_once: usize,
     /// The bounds of the expressions for names of properties.
@@ -79,12 +86,23 @@ pub(super) struct Patterns {
 }
 
 impl Engine {
-    fn compile(source: &str, work: &Work) -> Result<Result<Self, String>, Stopped> {
+    fn compile(
+        source: &str,
+        memory: &PatternMemory,
+        work: &Work,
+    ) -> Result<Result<Self, String>, Stopped> {
+        Ok(Self::compile_apart(source, work)?.and_then(|engine| {
+            memory.hold(engine.size)?;
+            Ok(engine)
+        }))
+    }
+
+    fn compile_apart(source: &str, work: &Work) -> Result<Result<Self, String>, Stopped> {
         let schema = json!({ "pattern": source });
         for (size, longest_text, steps) in SIZES {
             work.spend(steps + source.len())?;
             if let Ok(validator) = linear_time(offline(), size).build(&schema) {
-                return Ok(Ok(Self { validator, longest_text, backtracks: false }));
+                return Ok(Ok(Self { validator, longest_text, backtracks: false, size }));
             }
         }
         let validator = backtracking(offline()).build(&schema);
@@ -92,6 +110,7 @@ impl Engine {
             validator,
             longest_text: LONGEST_BACKTRACKED,
             backtracks: true,
+            size: LARGEST_BACKTRACKED,
         });
         Ok(engine.map_err(|error| shorten(&error.to_string())))
     }
@@ -102,24 +121,28 @@ impl Engine {
 }
 
 impl Pattern {
-    fn compiled(source: &str, work: &Work) -> Result<Result<Self, String>, Stopped> {
-        let engine = Engine::compile(source, work)?;
-        Ok(engine.map(|engine| Self { source: source.into(), engine: engine.into() }))
+    fn compiled(
+        source: &str,
+        memory: &Arc<PatternMemory>,
+        work: &Work,
+    ) -> Result<Result<Self, String>, Stopped> {
+        let engine = Engine::compile(source, memory, work)?;
+        Ok(engine.map(|engine| Self { engine: engine.into(), ..Self::deferred(source, memory) }))
     }
 
     /// An expression that is compiled when it is first matched. It must be plain, so that compiling
     /// cannot fail.
-    fn deferred(source: &str) -> Self {
-        Self { source: source.into(), engine: OnceLock::new() }
+    fn deferred(source: &str, memory: &Arc<PatternMemory>) -> Self {
+        Self { source: source.into(), memory: Arc::clone(memory), engine: OnceLock::new() }
     }
 
     fn engine(&self, node: MeteredNode<'_>) -> &Engine {
         if let Some(engine) = self.engine.get() {
             return engine;
         }
-        match Engine::compile(&self.source, node.work()) {
+        match Engine::compile(&self.source, &self.memory, node.work()) {
             Ok(Ok(engine)) => self.engine.get_or_init(|| engine),
-            Ok(Err(_)) => interrupt(Interrupt::TooLongForPattern),
+            Ok(Err(_)) => interrupt(Interrupt::PatternTooLarge),
             Err(stopped) => interrupt(stopped.into()),
         }
     }
@@ -146,6 +169,7 @@ impl Patterns {
     pub(super) fn of(schema: &Value, work: &Work) -> Result<Self, Stopped> {
         let mut patterns = Self {
             known: HashMap::new(),
+            memory: Arc::default(),
             at_once: COMPILED_AT_ONCE,
             names: NamePatterns::default(),
             names_backtrack: false,
@@ -156,6 +180,9 @@ impl Patterns {
 
     fn collect(&mut self, value: &Value, work: &Work) -> Result<(), Stopped> {
         work.spend(1)?;
+        if self.memory.refusal().is_some() {
+            return Ok(());
+        }
         let map = match value {
             Value::Array(values) => {
                 return values.iter().try_for_each(|value| self.collect(value, work));
@@ -167,7 +194,11 @@ impl Patterns {
             match (keyword.as_str(), value) {
                 ("pattern", Value::String(source)) => self.add(source, work)?,
                 ("patternProperties", Value::Object(named)) => {
-                    named.keys().try_for_each(|source| self.add_name(source, work))?;
+                    for source in named.keys() {
+                        if self.memory.refusal().is_none() {
+                            self.add_name(source, work)?;
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -183,25 +214,36 @@ impl Patterns {
         work.spend(1 + source.len() / BYTES_PER_STEP)?;
         let size = plain::largest_size(source).filter(|size| *size <= LARGEST);
         let pattern = match size.map(|size| self.at_once.checked_sub(size)) {
-            Some(None) => Ok(Pattern::deferred(source)),
+            Some(None) => Ok(Pattern::deferred(source, &self.memory)),
             Some(Some(left)) => {
                 self.at_once = left;
-                Pattern::compiled(source, work)?
+                Pattern::compiled(source, &self.memory, work)?
             }
-            None => Pattern::compiled(source, work)?,
+            None => Pattern::compiled(source, &self.memory, work)?,
         };
         self.known.insert(source.to_owned(), pattern.map(Arc::new));
         Ok(())
     }
 
-    /// Adds an expression for names. It is compiled at once, as all names are matched against it.
+    /// The memory of the compiled expressions.
+    pub(super) fn memory(&self) -> &Arc<PatternMemory> {
+        &self.memory
+    }
+
+    /// Adds an expression for names. It is compiled at once, as all names are matched against it, and once
+    /// more by the validator.
     fn add_name(&mut self, source: &str, work: &Work) -> Result<(), Stopped> {
         let is_compiled = |known: &Result<Arc<Pattern>, String>| match known {
             Ok(pattern) => pattern.engine.get().is_some(),
             Err(_) => true,
         };
         if !self.known.get(source).is_some_and(is_compiled) {
-            let pattern = Pattern::compiled(source, work)?.map(Arc::new);
+            let pattern = Pattern::compiled(source, &self.memory, work)?;
+            let again = |pattern: &Pattern| pattern.engine.get().map_or(0, |engine| engine.size);
+            let pattern = pattern.and_then(|pattern| {
+                self.memory.hold(again(&pattern))?;
+                Ok(Arc::new(pattern))
+            });
             self.known.insert(source.to_owned(), pattern);
         }
         if let Some(engine) = self.get(source).ok().as_deref().and_then(|known| known.engine.get())

@@ -35,6 +35,8 @@ pub(super) enum Interrupt {
     Stopped,
     /// A text is too long to be matched against its pattern in bounded time.
     TooLongForPattern,
+    /// An expression takes too much memory, with the others.
+    PatternTooLarge,
 }
 
 impl From<Stopped> for Interrupt {

@@ -31,9 +31,15 @@ impl InDoubt {
                 }
             };
             if longest < SHORTEST_WAIT || timeout(longest, has_place).await.is_err() {
-                self.calls.fetch_add(1, Ordering::Relaxed);
+                return self.begin_again();
             }
         }
+        CallInDoubt(Arc::clone(self))
+    }
+
+    /// Counts a call that is sent again, at once.
+    pub fn begin_again(self: &Arc<Self>) -> CallInDoubt {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         CallInDoubt(Arc::clone(self))
     }
 

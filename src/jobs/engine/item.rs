@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
+use super::attempts::Attempts;
 use super::in_doubt::CallInDoubt;
 use super::lease::Lease;
 use super::unrecorded::Unrecorded;
@@ -22,6 +22,7 @@ pub(super) struct JobItem {
     sender: Box<dyn ItemSender>,
     lease: Arc<Lease>,
     unrecorded: Arc<Unrecorded>,
+    attempts: Arc<Attempts>,
     /// The observer of the job, and the index of the item.
     observer: Option<(Arc<dyn RunObserver>, u64)>,
 }
@@ -46,7 +47,8 @@ impl JobItem {
         unrecorded: Arc<Unrecorded>,
     ) -> (Route, Self) {
         let PreparedItem { kind, model, semaphore, tier, size, timeout, sender } = item;
-        let item = Self { size, timeout, sender, lease, unrecorded, observer: None };
+        let attempts = Attempts::new(Arc::clone(&unrecorded));
+        let item = Self { size, timeout, sender, lease, unrecorded, attempts, observer: None };
         (Route { kind, key, model, semaphore, tier }, item)
     }
 
@@ -68,19 +70,22 @@ impl BulkItem for JobItem {
     }
 
     fn observer(&self) -> Option<Arc<dyn CallObserver>> {
-        let (run, index) = self.observer.as_ref()?;
-        run.item(*index)
+        if let Some((run, index)) = &self.observer
+            && let Some(observer) = run.item(*index)
+        {
+            self.attempts.observed_by(observer);
+        }
+        Some(Arc::<Attempts>::clone(&self.attempts))
     }
 
     async fn send(self, _: &Dispatcher, call: Call, admitted: Admitted) -> Ended {
         let in_doubt = self.unrecorded.begin_call().await;
-        if !self.lease.is_in_force() {
+        if !self.lease.is_in_force() || self.unrecorded.is_stopped() {
             return Ended::NotSent;
         }
-        let begin = Instant::now();
+        self.attempts.begin(in_doubt);
         let outcome = self.sender.send(call, admitted).await;
-        self.unrecorded.note_call(begin.elapsed());
-        Ended::With(outcome, Some(in_doubt))
+        Ended::With(outcome, self.attempts.end())
     }
 
     fn refused(self, error: CallError) -> Ended {

@@ -197,6 +197,7 @@ impl Run {
             return;
         }
         if self.bulk.is_none() {
+            self.returned.unrecorded.set_stopped(false);
             let (in_flight, outcomes) = (self.load.in_flight(), self.returned.clone());
             self.bulk = Some(Bulk::counted(&self.engine.dispatcher, in_flight, outcomes));
         }
@@ -229,6 +230,7 @@ impl Run {
     fn stop_sending(&mut self) {
         if let Some(bulk) = &self.bulk {
             self.is_stopped = true;
+            self.returned.unrecorded.set_stopped(true);
             bulk.stop();
         }
     }

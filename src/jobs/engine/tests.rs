@@ -19,11 +19,14 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Engine, EngineSettings};
-use crate::dispatch::{Admitted, Call, CallError, CallKind, Dispatcher, RetryPolicy, TierChoice};
-use crate::gemini::{ApiKey, Client, InputFeatures, Model};
+use crate::dispatch::{
+    Admitted, Call, CallError, CallEvent, CallKind, Dispatcher, EndedAttempt, RetryPolicy,
+    SentAttempt, TierChoice,
+};
+use crate::gemini::{ApiKey, Client, InputFeatures, Model, Usage};
 use crate::jobs::item::{ItemFormat, ItemOutcome, ItemReader, ItemSender, PreparedItem};
 use crate::jobs::{
     Answered, Change, Committed, Job, JobId, JobKind, JobNumber, JobSpec, JobState, JobStore, Jobs,
@@ -55,6 +58,8 @@ enum Action {
     Panic,
     /// It never ends.
     Hang,
+    /// It is answered after a wait without a slot.
+    BackOff(Duration),
     /// It ends like this before it is sent.
     Unprepared(Box<Action>),
 }
@@ -127,7 +132,9 @@ fn answered(index: u64, line: impl Into<Bytes>, failure: Option<&str>) -> Answer
 
 fn ended(index: u64, line: &str, action: Action) -> ItemOutcome {
     match action {
-        Action::Answer => ItemOutcome::Done(answered(index, format!("answer to {line}"), None)),
+        Action::Answer | Action::BackOff(_) => {
+            ItemOutcome::Done(answered(index, format!("answer to {line}"), None))
+        }
         Action::Fail => ItemOutcome::Done(answered(index, "failed", Some("invalid_request"))),
         Action::Later(after) => ItemOutcome::Later(after),
         Action::Repeat => ItemOutcome::Repeat(answered(index, "unavailable", Some("unavailable"))),
@@ -158,15 +165,28 @@ impl Drop for Asking {
     }
 }
 
+/// An attempt at a call.
+async fn attempt(call: &Call) {
+    call.observe(CallEvent::Sent(SentAttempt { call, attempt: 1, streams: false, body: None }));
+    sleep(CALL).await;
+    let (usage, outcome) = (Usage::default(), "success");
+    let ended = EndedAttempt { outcome, status: None, answered_by: None, usage, answer: None };
+    call.observe(CallEvent::Ended(&ended));
+}
+
 impl ItemSender for Asking {
-    fn send(self: Box<Self>, _: Call, admitted: Admitted) -> BoxFuture<'static, ItemOutcome> {
+    fn send(self: Box<Self>, call: Call, admitted: Admitted) -> BoxFuture<'static, ItemOutcome> {
         async move {
             let action = self.script.ask(&self.line);
             if action == Action::Hang {
                 pending::<()>().await;
             }
-            sleep(CALL).await;
+            attempt(&call).await;
             drop(admitted);
+            if let Action::BackOff(wait) = action {
+                call.observe(CallEvent::RetryAt(Instant::now() + wait));
+                sleep(wait).await;
+            }
             ended(self.index, &self.line, action)
         }
         .boxed()

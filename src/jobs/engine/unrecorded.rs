@@ -2,7 +2,7 @@
 //! them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -31,6 +31,7 @@ pub(super) struct Unrecorded {
     fewer: Notify,
     call_takes: Average,
     recording_takes: Average,
+    is_stopped: AtomicBool,
 }
 
 /// About how long something took the last times, in microseconds. 0: not known.
@@ -53,6 +54,7 @@ impl Unrecorded {
             fewer: Notify::new(),
             call_takes: Average::default(),
             recording_takes: Average::default(),
+            is_stopped: AtomicBool::new(false),
         }
     }
 
@@ -82,7 +84,22 @@ impl Unrecorded {
             && self.bytes.load(Ordering::Relaxed) < self.memory.unrecorded()
     }
 
-    /// Notes how long a call took.
+    /// Counts a call as in doubt that is sent again, after it held nothing for a while.
+    pub fn begin_again(&self) -> CallInDoubt {
+        self.in_doubt.begin_again()
+    }
+
+    /// Whether calls that have been admitted are not to be sent.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether calls that have been admitted are not to be sent.
+    pub fn set_stopped(&self, is_stopped: bool) {
+        self.is_stopped.store(is_stopped, Ordering::Relaxed);
+    }
+
+    /// Notes how long a call took, without waits.
     pub fn note_call(&self, took: Duration) {
         self.call_takes.note(took);
     }

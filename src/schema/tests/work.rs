@@ -1,6 +1,6 @@
 //! How much work schemas and answers take, counted in steps.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{LIMITS, assert_refused, compile, try_compile, violations};
@@ -209,4 +209,34 @@ fn a_hundred_thousand_levels_are_refused() {
         let refused = Schema::read(&text, &LIMITS, &unlimited());
         assert!(matches!(refused, Err(NotCompiled::Unusable(_))), "{open}");
     }
+}
+
+#[test]
+fn the_memory_of_compiled_patterns_is_bounded() {
+    const MESSAGE: &str = "take more than 33554432 bytes";
+    let names = |count| {
+        let named = (0..count).map(|i| (format!("^x{i}[ab]{{1,20000}}$"), json!({})));
+        json!({ "type": "object", "patternProperties": named.collect::<Map<_, _>>() })
+    };
+    compile(names(2));
+    assert_refused(names(300), "", MESSAGE);
+    let alternatives = (0..10).map(|i| {
+        let pattern = format!("(((a{{1,30}}){{1,30}}){{1,30}}|b{i}){{1,3}}");
+        (format!("p{i}"), json!({ "pattern": pattern }))
+    });
+    let at_once = json!({ "properties": alternatives.collect::<Map<_, _>>() });
+    assert_refused(at_once, "", MESSAGE);
+    // These are compiled when they are matched.
+    let deferred = (0..100).map(|i| {
+        let pattern = format!("^x{i}(?:[^/]{{1,100}}/){{1,5}}$");
+        (format!("p{i}"), json!({ "type": "string", "pattern": pattern }))
+    });
+    let properties = deferred.collect::<Map<_, _>>();
+    let answer = (0..100).map(|i| (format!("p{i}"), json!(format!("x{i}a/"))));
+    let answer = answer.collect::<Map<_, _>>();
+    let schema = compile(json!({ "type": "object", "properties": properties }));
+    let few = answer.iter().take(2).map(|(name, value)| (name.clone(), value.clone()));
+    assert_eq!(violations(&schema, &few.collect::<Map<_, _>>().into()), [""; 0]);
+    let violations = violations(&schema, &answer.into());
+    assert_eq!(violations, ["at the root: the patterns that apply take too much memory"]);
 }

@@ -28,20 +28,20 @@ async fn every_slot_is_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_would_repeat_no_more_calls_than_there_are_slots() {
-    let script = Script::new(|_, _| Action::Answer);
-    let process = Process::started(8, &script);
+async fn items_that_wait_to_be_sent_again_hold_up_no_others() {
+    let wait = CALL * 200;
+    let script = Script::new(move |line, _| match line {
+        "a 0" | "a 1" | "a 2" | "a 3" => Action::BackOff(wait),
+        _ => Action::Answer,
+    });
+    let process = Process::started(4, &script);
     process.store.set(|settings| settings.record_takes = CALL / 40);
     let begin = Instant::now();
-    let job = process.submit("a", 1000).await;
-    while process.store.get(job).state != JobState::Completed {
-        sleep(CALL / 40).await;
-        let in_doubt = u64::from(script.calls()) - process.store.get(job).progress.succeeded;
-        // The first calls tell how long calls take and how long recording takes.
-        assert!(in_doubt <= 8 || script.calls() < 24, "{in_doubt} of {}", script.calls());
-    }
-    let least = CALL * 1000 / 8;
-    assert!(begin.elapsed() < least.mul_f64(1.1), "{:?} instead of {least:?}", begin.elapsed());
+    let job = process.submit("a", 404).await;
+    process.until(job, |job| job.progress.succeeded == 400).await;
+    let least = CALL * 101;
+    assert!(begin.elapsed() < least.mul_f64(1.05), "{:?} instead of {least:?}", begin.elapsed());
+    process.until_completed(job).await;
 }
 
 #[tokio::test(start_paused = true)]
