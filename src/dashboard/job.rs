@@ -304,7 +304,7 @@ pub(super) async fn retry(Path(id): Path<String>, action: Action) -> Response {
     let done = apply::retry(&Viewer::Admin, &id, which, &action.view.site.gateway).await;
     let notice = match &done {
         Ok(job) if job.state == JobState::Completed => Notice::NOTHING_TO_RETRY,
-        _ => Notice::JOB_RETRIED,
+        _ => Notice::JOB_RESUMED,
     };
     changed(action, &id, notice, done.map(drop)).await
 }

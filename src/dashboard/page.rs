@@ -95,7 +95,6 @@ notices! {
     JOB_PAUSED = "job-paused", "The job is paused. Calls in flight end.";
     JOB_RESUMED = "job-resumed", "The job goes on.";
     JOB_CANCELLED = "job-cancelled", "The job is cancelled.";
-    JOB_RETRIED = "job-retried", "The job goes on.";
     NOTHING_TO_RETRY = "nothing-to-retry", "No failed item may succeed later: nothing is sent again.";
     JOB_DELETED = "job-deleted", "The job is deleted.";
     SEMAPHORE_CREATED = "semaphore-created", "The semaphore is registered.";

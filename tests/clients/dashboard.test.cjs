@@ -184,9 +184,9 @@ test('a job is paused, resumed, cancelled, retried, downloaded and deleted', asy
   assert.equal(download.suggestedFilename(), `${JOB_ID}-results.jsonl`);
   const lines = fs.readFileSync(await download.path(), 'utf8').trim().split('\n');
   assert.ok(lines.length > 0 && lines.every((line) => JSON.parse(line)));
-  await act(button('Retry what may succeed'), 'The job goes on');
+  await act(button('Send the rest'), 'The job goes on.');
   await confirm(page, 'Cancel…', 'Cancel the job', 'The job is cancelled.');
-  await act(button('Retry all failed'), 'The job goes on');
+  await act(button('Send the rest and all failed'), 'The job goes on.');
   await confirm(page, 'Delete…', 'Delete the job', 'The job is deleted.');
   assert.ok(page.url().endsWith('/dashboard/jobs'));
 });

@@ -84,7 +84,7 @@ async fn failures_are_shown_by_code_with_an_example_and_retried() {
     shown.has("Gemini rejected the request");
     shown.has("Item 0");
     shown.has("model_not_found");
-    for (which, done, calls) in [("retryable", "nothing-to-retry", 4), ("all", "job-retried", 7)] {
+    for (which, done, calls) in [("retryable", "nothing-to-retry", 4), ("all", "job-resumed", 7)] {
         let sent = browser.post(&format!("{page}/retry"), &[("which", which)]).await;
         assert_eq!(sent.leads_to(), format!("{page}?done={done}"));
         service.all_results(&id).await;
