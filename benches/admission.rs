@@ -71,7 +71,7 @@ fn quota(criterion: &mut Criterion) {
         let mut plan = QuotaPlan::default();
         let limits = Limits::default().with(QuotaKind::RequestsPerMinute, Limit::AtMost(1));
         plan.add_limits(LimitScope { label: None, model: None }, limits).expect("no other limits");
-        let limiter = Limiter::new(1, waiting + 1, plan);
+        let limiter = Limiter::new(1, 2 * waiting + 1, plan);
         drop(admitted(enter(&limiter)).start().unwrap());
         let _queue: Vec<_> = (0..waiting).map(|_| waits(enter(&limiter))).collect();
         group.bench_function(format!("refused at once, {waiting} waiting"), |bencher| {
@@ -134,7 +134,7 @@ struct Queue {
 
 impl Queue {
     fn new(length: usize) -> Self {
-        let limiter = Limiter::new(1, length + 1, QuotaPlan::default());
+        let limiter = Limiter::new(1, 2 * length + 1, QuotaPlan::default());
         let admitted = Some(admitted(enter(&limiter)));
         let mut queue = Self { limiter, admitted, waiting: VecDeque::new() };
         (0..length).for_each(|_| queue.join());

@@ -154,7 +154,7 @@ pub(super) const MAX_QUEUED_REQUESTS: Setting = setting(
     "MAX_QUEUED_REQUESTS",
     "10000",
     "requests",
-    "The most requests that wait for admission; a batch counts as one. Beyond it: 503.",
+    "The most requests that wait for admission; a batch counts as one. Beyond it: 503. The last eighth is for accounts that Gemini has accepted.",
 );
 pub(super) const GEMINI_MAX_ATTEMPTS: Setting = setting(
     "GEMINI_MAX_ATTEMPTS",

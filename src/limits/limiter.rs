@@ -191,8 +191,11 @@ impl Limiter {
         self.accounts.ceiling()
     }
 
-    fn max_waiting(&self) -> usize {
-        self.max_waiting.load(Ordering::Relaxed)
+    /// How many requests may wait. The last eighth is for accounts that Gemini has accepted: callers can make
+    /// up any number of keys.
+    fn max_waiting(&self, is_unproven: bool) -> usize {
+        let max = self.max_waiting.load(Ordering::Relaxed);
+        if is_unproven { max - max / 8 } else { max }
     }
 
     /// The store that keeps the limits.
@@ -213,7 +216,7 @@ impl Limiter {
     pub fn check_queue(&self) -> Result<(), Refused> {
         self.store.reach()?;
         let Occupancy { available, waiting, .. } = self.occupancy();
-        if available == 0 && waiting >= self.max_waiting() {
+        if available == 0 && waiting >= self.max_waiting(false) {
             Err(Refused::QueueFull)
         } else {
             Ok(())

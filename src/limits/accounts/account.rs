@@ -441,7 +441,7 @@ impl Account {
     }
 
     /// Whether Gemini has ever accepted a call of this account.
-    pub(super) fn is_proven(&self) -> bool {
+    pub(in crate::limits) fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
     }
 

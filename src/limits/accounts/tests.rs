@@ -8,8 +8,13 @@ use crate::limits::model::{
     Source, Tier,
 };
 
+/// Accounts with limits that no test reaches, so that what is spent matters.
 fn accounts() -> Accounts {
-    with_plan(QuotaPlan::default())
+    let far = Limit::AtMost(1_000_000);
+    let limits = Limits::default().with(RequestsPerMinute, far).with(RequestsPerDay, far);
+    let mut plan = QuotaPlan::default();
+    plan.add_limits(LimitScope { label: None, model: None }, limits).unwrap();
+    with_plan(plan)
 }
 
 fn with_plan(plan: QuotaPlan) -> Accounts {
@@ -85,7 +90,7 @@ async fn gemini_lowers_and_raises_the_quota_it_names_and_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reset_forgets_learned_quotas_and_not_what_is_spent() {
-    let accounts = accounts();
+    let accounts = with_plan(QuotaPlan::default());
     let account = accounts.of(&[1; 32], &model("a"));
     spend(&account);
     account.correct(requests(5));
@@ -305,4 +310,16 @@ fn limits_set_for_an_alias_hold_for_the_real_model_too() {
     assert_eq!(limit("unset"), 1000, "a setting before the tier's 300");
     accounts.alias(&accounts.of(&[1; 32], &model("preview")), "real", NamedBy::Answer);
     assert_eq!(limit("real"), 7, "of two settings the lower");
+}
+
+#[tokio::test(start_paused = true)]
+async fn accounts_without_limits_are_closed_whatever_they_have_spent() {
+    let accounts = with_plan(QuotaPlan::default());
+    for n in 0..MAX_PROVEN + MAX_UNPROVEN {
+        let account = accounts.of(&[1; 32], &model(&format!("m-{n}")));
+        assert!(!account.is_rejected(), "{n}");
+        account.prove();
+        spend(&account);
+    }
+    assert!(accounts.count() <= MAX_IDLE + 2 * MAX_UNPROVEN, "{}", accounts.count());
 }

@@ -96,6 +96,7 @@ impl HeadOfQueue<'_> {
                 return Err(Refused::TooManyAccounts);
             }
             account.check()?;
+            ticket.note_account(account);
             let mut waits = Waits::new(&self.queue.held_up_since);
             let reserve = ticket.reserve(account, &estimate, deadline);
             let mut reservation = waits.during(HeldBy::Quota, reserve).await?;

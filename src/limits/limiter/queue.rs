@@ -1,6 +1,6 @@
 //! The queue: tickets of requests, and waiting for quota, permits and slots.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync;
@@ -24,6 +24,8 @@ pub struct QueueTicket {
     pub(super) limiter: Arc<Limiter>,
     /// Whether requests that arrive while it waits at the head of the queue go first, once.
     pub(super) yields_once: bool,
+    /// Whether Gemini has never accepted the account of its last call.
+    is_unproven: AtomicBool,
     head: sync::Mutex<()>,
     state: Mutex<QueueState>,
     /// Counts the admitted calls of the request while they hold a global slot.
@@ -64,7 +66,8 @@ impl QueueTicket {
         in_flight: Option<Arc<AtomicUsize>>,
     ) -> Arc<Self> {
         let (head, state) = (sync::Mutex::new(()), Mutex::default());
-        Arc::new(Self { limiter, yields_once, head, state, in_flight })
+        let is_unproven = AtomicBool::new(false);
+        Arc::new(Self { limiter, yields_once, is_unproven, head, state, in_flight })
     }
 
     /// A queue of the calls for an account and a named semaphore, if any.
@@ -141,6 +144,11 @@ impl QueueTicket {
         self.acquire(&self.limiter.global).await
     }
 
+    /// Notes the account of the next call.
+    pub(super) fn note_account(&self, account: &Account) {
+        self.is_unproven.store(!account.is_proven(), Ordering::Relaxed);
+    }
+
     /// Whether the request was accepted before the store became unavailable. Otherwise it is refused,
     /// with all of its calls.
     pub(super) fn may_wait_for_store(&self) -> bool {
@@ -165,7 +173,7 @@ impl QueueTicket {
         }
         if state.queues == 0 {
             let max = match state.accepted {
-                None => self.limiter.max_waiting(),
+                None => self.limiter.max_waiting(self.is_unproven.load(Ordering::Relaxed)),
                 Some(true) => usize::MAX,
                 Some(false) => 0,
             };

@@ -711,3 +711,19 @@ async fn an_admission_names_the_limit_that_the_call_waited_for_the_longest() {
     let admission = waits.now_or_never().unwrap().unwrap();
     assert_eq!(admission.held_by, Some(HeldBy::Semaphore));
 }
+
+#[tokio::test]
+async fn the_last_places_in_the_queue_are_for_accounts_that_gemini_has_accepted() {
+    let limiter = limiter(1, 8);
+    let _held = admit(&queue(&limiter, "known")).await.unwrap();
+    account(&limiter, "known").prove();
+    let unknown = (0..8).map(|n| queue(&limiter, &format!("unknown-{n}"))).collect::<Vec<_>>();
+    let mut waits = unknown.iter().map(|queue| Box::pin(admit(queue))).collect::<Vec<_>>();
+    let mut outcomes = waits.iter_mut().map(|wait| wait.as_mut().now_or_never());
+    assert!(outcomes.by_ref().take(7).all(|outcome| outcome.is_none()), "seven wait");
+    assert!(matches!(outcomes.next(), Some(Some(Err(Refused::QueueFull)))));
+    let known = [(); 2].map(|()| queue(&limiter, "known"));
+    let mut first = Box::pin(admit(&known[0]));
+    assert!(first.as_mut().now_or_never().is_none(), "it waits");
+    assert!(matches!(admit(&known[1]).now_or_never(), Some(Err(Refused::QueueFull))));
+}

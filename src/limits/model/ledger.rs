@@ -275,12 +275,16 @@ impl Ledger {
         tracing::info!(account = %self.name, "limits reset to the settings");
     }
 
-    /// Whether a new ledger would behave the same.
+    /// Whether a new ledger would behave the same. What was sent counts only for quotas that have a limit.
     pub fn is_blank(&mut self) -> bool {
         let now = self.expire();
         let nothing = Cost::default();
-        (self.unsent, self.waiting, self.day.sent()) == (nothing, nothing, nothing)
-            && self.rolling.sent() == nothing
+        let are_any = |is_daily| {
+            self.limits.iter().any(|(kind, _)| (kind.window() == Window::Day) == is_daily)
+        };
+        (self.unsent, self.waiting) == (nothing, nothing)
+            && (self.day.sent() == nothing || !are_any(true))
+            && (self.rolling.sent() == nothing || !are_any(false))
             && self.day.closed_until() <= now
             && self.paused_until <= now
             && !self.learned.is_any()
