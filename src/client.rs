@@ -121,8 +121,20 @@ impl fmt::Display for Refusal {
 
 /// What a list of invalid fields says about each.
 fn messages(fields: &Value) -> Option<String> {
-    let messages = fields.as_array()?.iter().map(|field| field["msg"].as_str());
+    let message = |field: &Value| {
+        let path = field["loc"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Some(format!("{}{}", path_of_field(path), field["msg"].as_str()?))
+    };
+    let messages = fields.as_array()?.iter().map(message);
     Some(messages.collect::<Option<Vec<_>>>()?.join("; "))
+}
+
+/// The path of an invalid field, as it precedes a message: `image.size: `, or nothing for the whole body.
+pub fn path_of_field(path: &[Value]) -> String {
+    let path = path.strip_prefix(&[Value::from("body")]).unwrap_or(path);
+    let text = |step: &Value| step.as_str().map_or_else(|| step.to_string(), str::to_owned);
+    let path: Vec<_> = path.iter().map(text).collect();
+    if path.is_empty() { String::new() } else { format!("{}: ", path.join(".")) }
 }
 
 impl ClientError {

@@ -8,7 +8,7 @@ use http::{HeaderValue, StatusCode};
 use maud::html;
 
 use super::{format, layout};
-use crate::api::ApiError;
+use crate::api::{ApiError, Code};
 use crate::memory::OverBudget;
 
 /// The longest message, in characters. Some quote what was sent.
@@ -38,10 +38,17 @@ impl PageError {
         Self::new(StatusCode::NOT_FOUND, "There is no such page.")
     }
 
-    /// A job or a semaphore is not there, though a page may have shown it.
-    pub fn gone(what: &str) -> Self {
-        let message = format!("There is no such {what}. It may have been deleted.");
-        Self::new(StatusCode::NOT_FOUND, message)
+    /// The error of the page of a job or a semaphore. It may be gone though another page showed it.
+    pub fn of_page(error: ApiError) -> Self {
+        let gone = |what| {
+            let message = format!("There is no such {what}. It may have been deleted.");
+            Self::new(StatusCode::NOT_FOUND, message)
+        };
+        match error.table_code() {
+            Code::JobNotFound => gone("job"),
+            Code::SemaphoreNotFound => gone("semaphore"),
+            _ => error.into(),
+        }
     }
 
     /// There is a semaphore with the name of a new one.

@@ -49,11 +49,7 @@ impl Page for JobPage {
 
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let gateway = &view.site.gateway;
-        let job = Viewer::Admin.job(self.id.as_str(), gateway).await;
-        let job = job.map_err(|error| match error.table_code() {
-            Code::JobNotFound => PageError::gone("job"),
-            _ => error.into(),
-        })?;
+        let job = Viewer::Admin.job(self.id.as_str(), gateway).await.map_err(PageError::of_page)?;
         let status = JobStatus::of(&job, gateway);
         let examples = examples(&job, view).await?;
         Ok(vec![

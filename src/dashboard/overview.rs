@@ -224,9 +224,9 @@ fn common_limit(
     let is_in_use = |account: &&AccountState| account.quotas[kind].used > 0 || account.waiting > 0;
     let are_any_in_use = open.clone().any(|account| is_in_use(&account));
     let counted = open.filter(|account| is_in_use(account) || !are_any_in_use);
-    let mut limits = counted.map(|account| account.quotas[kind].limit).peekable();
-    limits.peek()?;
-    let sum = limits.map(|limit| limit.map(|limit| limit as f64)).sum::<Option<f64>>()?;
+    let limits: Vec<_> = counted.map(|account| account.quotas[kind].limit).collect();
+    let sum = limits.iter().map(|limit| limit.map(|limit| limit as f64)).sum::<Option<f64>>();
+    let sum = sum.filter(|_| !limits.is_empty())?;
     Some(each("quota", series, |_| sum))
 }
 

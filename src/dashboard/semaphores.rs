@@ -14,7 +14,7 @@ use super::format;
 use super::layout::{Nav, csrf};
 use super::page::{Address, Fragment, Notice, Page, outcome};
 use super::parts::{Confirmed, Tone, bar, empty, list_query, outside, pages};
-use crate::api::{ApiError, Code, register, registered, release, unregister};
+use crate::api::{ApiError, register, registered, release, unregister};
 use crate::limits::{Lease, LeaseWait, Semaphore, SemaphoreId, SemaphoreUsage, Store};
 
 /// How many semaphores a page has.
@@ -193,10 +193,7 @@ impl Page for SemaphorePage {
     async fn fragments(&self, view: &View) -> Result<Vec<Fragment>, PageError> {
         let gateway = &view.site.gateway;
         let semaphore = registered(gateway, self.id.as_str()).await;
-        let (_, semaphore) = semaphore.map_err(|error| match error.table_code() {
-            Code::SemaphoreNotFound => PageError::gone("semaphore"),
-            _ => error.into(),
-        })?;
+        let (_, semaphore) = semaphore.map_err(PageError::of_page)?;
         refresh(view).await?;
         let leases = gateway.limiter.store().leases(&semaphore).await.map_err(ApiError::from)?;
         let usage = semaphore.usage();

@@ -8,7 +8,7 @@ use super::input::InputError;
 use super::output::OutputError;
 use super::upload::Upload;
 use crate::api::Code;
-use crate::client::{ClientError, Refusal};
+use crate::client::{ClientError, Refusal, path_of_field};
 
 /// The exit statuses of `run` and `jobs`, as the manual has them. Those from 69 on are of sysexits.h.
 pub const EXIT_STATUSES: &[(&str, &str)] = &[
@@ -119,13 +119,7 @@ fn invalid_field(field: &Value, upload: &Upload) -> String {
     let path = field["loc"].as_array().map(Vec::as_slice).unwrap_or_default();
     let at = path.iter().position(Value::is_u64);
     let number = at.and_then(|at| path[at].as_u64());
-    let path = match at {
-        Some(at) => &path[at + 1..],
-        None => path.strip_prefix(&[Value::from("body")]).unwrap_or(path),
-    };
-    let text = |step: &Value| step.as_str().map_or_else(|| step.to_string(), str::to_owned);
-    let path: Vec<_> = path.iter().map(text).collect();
-    let path = if path.is_empty() { String::new() } else { format!("{}: ", path.join(".")) };
+    let path = path_of_field(at.map_or(path, |at| &path[at + 1..]));
     // The first line of the upload has the options.
     let line = number.and_then(|number| upload.line_of(number.checked_sub(2)?));
     let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();

@@ -15,16 +15,21 @@ use crate::metrics::TraceId;
 #[derive(Debug)]
 pub(super) struct Attempts {
     unrecorded: Arc<Unrecorded>,
-    in_doubt: Mutex<Option<CallInDoubt>>,
-    sent_at: Mutex<Option<Instant>>,
+    state: Mutex<State>,
     /// Follows the calls of the item, too.
     beside: OnceLock<Arc<dyn CallObserver>>,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    in_doubt: Option<CallInDoubt>,
+    /// When the attempt was sent that is at Gemini.
+    sent_at: Option<Instant>,
+}
+
 impl Attempts {
     pub fn new(unrecorded: Arc<Unrecorded>) -> Arc<Self> {
-        let (in_doubt, sent_at) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { unrecorded, in_doubt, sent_at, beside: OnceLock::new() })
+        Arc::new(Self { unrecorded, state: Mutex::default(), beside: OnceLock::new() })
     }
 
     /// Passes everything on to another observer.
@@ -35,12 +40,16 @@ impl Attempts {
 
     /// The call is in doubt from now on.
     pub fn begin(&self, call: CallInDoubt) {
-        *lock(&self.in_doubt) = Some(call);
+        self.state().in_doubt = Some(call);
     }
 
     /// The call has its result, which is to be recorded.
     pub fn end(&self) -> Option<CallInDoubt> {
-        lock(&self.in_doubt).take()
+        self.state().in_doubt.take()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -48,11 +57,13 @@ impl CallObserver for Attempts {
     fn observe(&self, event: &CallEvent<'_>) {
         match event {
             CallEvent::Sent(_) => {
-                lock(&self.in_doubt).get_or_insert_with(|| self.unrecorded.begin_again());
-                *lock(&self.sent_at) = Some(Instant::now());
+                let mut state = self.state();
+                state.in_doubt.get_or_insert_with(|| self.unrecorded.begin_again());
+                state.sent_at = Some(Instant::now());
             }
             CallEvent::Ended(_) => {
-                if let Some(sent_at) = lock(&self.sent_at).take() {
+                let sent_at = self.state().sent_at.take();
+                if let Some(sent_at) = sent_at {
                     self.unrecorded.note_call(sent_at.elapsed());
                 }
             }
@@ -75,8 +86,4 @@ impl CallObserver for Attempts {
     fn item(&self, index: u64) -> Option<Arc<dyn CallObserver>> {
         self.beside.get()?.item(index)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

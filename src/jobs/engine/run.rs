@@ -75,8 +75,6 @@ pub(super) struct Run {
     returned: Returned,
     outcomes: mpsc::UnboundedReceiver<(u64, Ended)>,
     bulk: Option<Bulk<JobItem, Returned>>,
-    /// Whether the bulk was stopped. Once it has finished, there may be a new one.
-    is_stopped: bool,
     /// How often the queue was full in a row, and when it is tried again.
     refused: u32,
     send_again_at: Option<Instant>,
@@ -119,7 +117,6 @@ impl Run {
             returned: Returned { outcomes: sender, unrecorded },
             outcomes,
             bulk: None,
-            is_stopped: false,
             refused: 0,
             send_again_at: None,
             claims,
@@ -193,11 +190,10 @@ impl Run {
         if !self.may_send(now) {
             return self.stop_sending();
         }
-        if self.is_stopped {
+        if self.returned.unrecorded.is_stopped() {
             return;
         }
         if self.bulk.is_none() {
-            self.returned.unrecorded.set_stopped(false);
             let (in_flight, outcomes) = (self.load.in_flight(), self.returned.clone());
             self.bulk = Some(Bulk::counted(&self.engine.dispatcher, in_flight, outcomes));
         }
@@ -229,7 +225,6 @@ impl Run {
     /// Lets the calls in flight finish. Items that were not sent come back once that has happened.
     fn stop_sending(&mut self) {
         if let Some(bulk) = &self.bulk {
-            self.is_stopped = true;
             self.returned.unrecorded.set_stopped(true);
             bulk.stop();
         }
@@ -270,7 +265,7 @@ impl Run {
     /// The bulk was stopped or refused, and no call is in flight.
     fn bulk_finished(&mut self) {
         let refused = self.bulk.take().and_then(|bulk| bulk.refused());
-        self.is_stopped = false;
+        self.returned.unrecorded.set_stopped(false);
         self.preparing.clear();
         while let Ok((index, ended)) = self.outcomes.try_recv() {
             self.take(index, ended);

@@ -89,12 +89,13 @@ impl Unrecorded {
         self.in_doubt.begin_again()
     }
 
-    /// Whether calls that have been admitted are not to be sent.
+    /// Whether the bulk was stopped: calls that have been admitted are not to be sent. Once it has
+    /// finished, there may be a new one.
     pub fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
     }
 
-    /// Sets whether calls that have been admitted are not to be sent.
+    /// Sets whether the bulk was stopped.
     pub fn set_stopped(&self, is_stopped: bool) {
         self.is_stopped.store(is_stopped, Ordering::Relaxed);
     }
