@@ -318,7 +318,25 @@ fn innermost(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_with_which_field() {
+        let refusal = |detail: Value| {
+            Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, code: None, detail }.to_string()
+        };
+        let fields = json!([
+            {"type": "out_of_range", "loc": ["body", "permits"], "msg": "Too many"},
+            {"type": "missing", "loc": ["body", "requests", 0, "prompt"], "msg": "Field required"},
+            {"type": "json_invalid", "loc": ["body"], "msg": "Not JSON"},
+        ]);
+        let expected = "permits: Too many; requests.0.prompt: Field required; Not JSON";
+        assert_eq!(refusal(fields), expected);
+        assert_eq!(refusal(json!("No such lease.")), "No such lease.");
+        assert_eq!(refusal(json!([{"loc": []}])), r#"[{"loc":[]}]"#, "of another service");
+    }
 
     #[test]
     fn a_url_with_a_password_or_a_fragment_is_refused_without_repeating_the_password() {
